@@ -1,0 +1,188 @@
+"""The consumer: a name, its own queue, and the handlers for the event types it reacts to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from rabbitflow.durations import Duration, seconds
+from rabbitflow.errors import ConfigurationError
+from rabbitflow.event import EventType
+from rabbitflow.retry import Retry
+from rabbitflow.signature import HandlerFunction, Signature, resolve, where
+from rabbitflow.topology import RETRY_BUCKETS_S, bucket_for, check_consumer_name
+
+FunctionT = TypeVar("FunctionT", bound=HandlerFunction)
+
+DEFAULT_RETRY = Retry.exponential(attempts=5, first=2, cap=300)
+DEFAULT_TIMEOUT_S = 60.0
+
+_event_type = TypeAdapter(EventType)
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One function that reacts to one event type.
+
+    Fields:
+        event_type: what it reacts to.
+        function: as written.
+        timeout_s: how long one run may take, in seconds; None for no limit.
+        retry: the policy of its failures.
+    """
+
+    event_type: str
+    function: HandlerFunction
+    timeout_s: float | None
+    retry: Retry
+
+
+class Consumer:
+    """A reacting service: it owns one durable queue, its retries and its dead letters.
+
+    Args:
+        name: of the consumer and its queue: a-z, 0-9, ``_``, ``-``, at most 63.
+        concurrency: how many events are handled at once in one process.
+        prefetch: how many unacknowledged events the broker hands out; ``concurrency`` and half as
+            many again where it is not given.
+        retry: the policy of failures, for handlers without their own.
+        timeout: how long a handler may run, in seconds or as ``"30s"``; None for no limit but the
+            broker's own delivery time-out (30 minutes by default).
+
+    Raises:
+        ConfigurationError: the name or a number does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        concurrency: int = 8,
+        prefetch: int | None = None,
+        retry: Retry = DEFAULT_RETRY,
+        timeout: Duration | None = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        if concurrency < 1:
+            raise ConfigurationError(f"consumer {name}: concurrency is at least 1")
+        if prefetch is not None and not concurrency <= prefetch <= 65535:
+            raise ConfigurationError(
+                f"consumer {name}: prefetch is between its concurrency ({concurrency}) and 65535"
+            )
+        self.name = check_consumer_name(name)
+        self.concurrency = concurrency
+        self.retry = _policy(name, retry)
+        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.module: str = sys._getframe(1).f_globals.get("__name__", "__main__")
+        self._prefetch = prefetch
+        self._handlers: dict[str, Handler] = {}
+
+    def __repr__(self) -> str:
+        return f"Consumer({self.name!r}, handles {', '.join(self._handlers) or 'nothing'})"
+
+    @property
+    def prefetch(self) -> int:
+        """How many unacknowledged events the broker hands to one process."""
+        return self._prefetch or self.concurrency + max(2, self.concurrency // 2)
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers by event type."""
+        return MappingProxyType(self._handlers)
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        """What it reacts to, in the order written."""
+        return tuple(self._handlers)
+
+    def on(
+        self,
+        *event_types: str,
+        timeout: Duration | None = None,
+        retry: Retry | None = None,
+    ) -> Callable[[FunctionT], FunctionT]:
+        """Register the decorated function as the handler of ``event_types``.
+
+        What it receives follows from its annotations: ``Event`` or ``Event[Model]`` is the
+        envelope, :class:`Context` the context, any other type the event's data, validated.
+
+        Args:
+            timeout: of one run, in seconds or as ``"30s"``; the consumer's where not given.
+            retry: the policy of this handler; the consumer's where not given.
+
+        Raises:
+            ConfigurationError: no event type, a malformed one, or one that has a handler already.
+        """
+        if not event_types or not all(isinstance(name, str) for name in event_types):
+            raise ConfigurationError(
+                f'consumer {self.name}: name the event types, @{self.name}.on("ORDER_PLACED")'
+            )
+        timeout_s = self.timeout_s if timeout is None else seconds(timeout)
+        policy = self.retry if retry is None else _policy(self.name, retry)
+
+        def register(function: FunctionT) -> FunctionT:
+            for event_type in event_types:
+                self._register(Handler(event_type, function, timeout_s, policy))
+            return function
+
+        return register
+
+    def _register(self, handler: Handler) -> None:
+        try:
+            _event_type.validate_python(handler.event_type)
+        except ValidationError:
+            raise ConfigurationError(
+                f"consumer {self.name}: {handler.event_type!r} is no event type; it is 1 to 128 of"
+                " A-Z, a-z, 0-9, '_', '.' and '-', a letter first"
+            ) from None
+        taken = self._handlers.get(handler.event_type)
+        if taken is not None:
+            raise ConfigurationError(
+                f"consumer {self.name} handles {handler.event_type} twice:"
+                f" {where(taken.function)} and {where(handler.function)}"
+            )
+        self._handlers[handler.event_type] = handler
+
+    def resolve(self) -> dict[str, Signature]:
+        """Return how to call each handler, by event type.
+
+        Raises:
+            ConfigurationError: there is no handler, or one whose arguments can't be filled.
+        """
+        if not self._handlers:
+            raise ConfigurationError(
+                f"consumer {self.name} ({self.module}) handles nothing;"
+                f' write @{self.name}.on("ORDER_PLACED") above a function'
+            )
+        signatures: dict[HandlerFunction, Signature] = {}
+        for handler in self._handlers.values():
+            if handler.function not in signatures:
+                signatures[handler.function] = resolve(handler.function)
+        return {
+            event_type: signatures[handler.function]
+            for event_type, handler in self._handlers.items()
+        }
+
+    def retry_buckets_s(self) -> list[int]:
+        """Return the retry buckets that the policies are seen to reach."""
+        reached = {
+            bucket_s
+            for policy in {handler.retry for handler in self._handlers.values()}
+            for shortest_s, longest_s in policy.reachable_delays_s()
+            for bucket_s in RETRY_BUCKETS_S
+            if bucket_for(shortest_s) <= bucket_s <= bucket_for(longest_s)
+        }
+        return sorted(reached)
+
+
+def _policy(consumer: str, value: Any) -> Retry:
+    if not isinstance(value, Retry):
+        raise ConfigurationError(
+            f"consumer {consumer}: retry takes a Retry, such as Retry.exponential() or"
+            f" Retry.none(), not {value!r}"
+        )
+    return value

@@ -1,0 +1,158 @@
+"""Declaring a topology on the broker, and saying in one line where it has another one already."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+
+from rabbitflow.broker import Channel, Connection, lost_connections, throwaway_channel
+from rabbitflow.errors import AccessRefused, ConfigurationError, TopologyMismatch
+from rabbitflow.settings import Settings
+from rabbitflow.topology import Binding, Exchange, Queue, Topology
+
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']+)'"
+    r".*?: received (?P<wanted>.+?) but current is (?P<current>.+)",
+    re.DOTALL,
+)
+_VALUE = re.compile(r"(?:the value )?'([^']*)'")
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One argument that differs: ours and the broker's value; "none" where unset."""
+
+    kind: str
+    name: str
+    argument: str
+    wanted: str
+    current: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} {self.name} exists with {self.argument} = {self.current},"
+            f" wanted {self.wanted}"
+        )
+
+
+async def declare(connection: Connection, topology: Topology, settings: Settings) -> None:
+    """Declare everything in ``topology``; what is there already, with the same arguments, stays.
+
+    All that differs is found before anything is raised, so that one look shows the whole of it.
+
+    Raises:
+        TopologyMismatch: exchanges or queues exist with other arguments.
+        AccessRefused: the user has no configure permission.
+        ConnectionLost: the connection ended.
+    """
+    mismatches: list[Mismatch] = []
+    for step in _steps(topology):
+        mismatch = await _attempt(connection, settings, step)
+        if mismatch is not None:
+            mismatches.append(mismatch)
+    if mismatches:
+        raise TopologyMismatch(
+            "; ".join(map(str, mismatches))
+            + "; a queue's arguments can't be changed in place: set the wanted value back, or empty"
+            " and delete it, then start again"
+        )
+
+
+async def verify(connection: Connection, topology: Topology, settings: Settings) -> None:
+    """Check that exchanges and queues are there, which needs no configure permission.
+
+    Raises:
+        ConfigurationError: something is missing.
+    """
+    missing: list[str] = []
+    for kind, name in [("exchange", exchange.name) for exchange in topology.exchanges] + [
+        ("queue", queue.name) for queue in topology.queues
+    ]:
+        async with throwaway_channel(connection, settings) as channel:
+            with lost_connections():
+                try:
+                    if kind == "exchange":
+                        await channel.exchange_declare(name, passive=True)
+                    else:
+                        await channel.queue_declare(name, passive=True)
+                except ChannelNotFoundEntity:
+                    missing.append(f"{kind} {name}")
+    if missing:
+        raise ConfigurationError(
+            f"not on the broker: {', '.join(missing)};"
+            " an administrator declares them with: rabbitflow topology apply MODULE"
+        )
+
+
+_Step = Callable[[Channel], Awaitable[object]]
+
+
+def _steps(topology: Topology) -> list[_Step]:
+    steps: list[_Step] = [_declare_exchange(exchange) for exchange in topology.exchanges]
+    steps += [_declare_queue(queue) for queue in topology.queues]
+    steps += [_bind(binding) for binding in topology.bindings]
+    return steps
+
+
+def _declare_exchange(exchange: Exchange) -> _Step:
+    return lambda channel: channel.exchange_declare(
+        exchange.name, exchange_type=exchange.type, durable=True
+    )
+
+
+def _declare_queue(queue: Queue) -> _Step:
+    return lambda channel: channel.queue_declare(
+        queue.name, durable=True, arguments=dict(queue.arguments)
+    )
+
+
+def _bind(binding: Binding) -> _Step:
+    return lambda channel: channel.queue_bind(binding.queue, binding.exchange)
+
+
+async def _attempt(connection: Connection, settings: Settings, step: _Step) -> Mismatch | None:
+    # A channel each: the broker closes the channel of a declaration that it refuses.
+    async with throwaway_channel(connection, settings) as channel:
+        with lost_connections():
+            try:
+                await step(channel)
+            except ChannelPreconditionFailed as error:
+                return _mismatch(str(error.args[0] if error.args else error))
+            except ChannelLockedResource as error:
+                raise ConfigurationError(
+                    f"a queue belongs to another connection alone: {error}"
+                ) from error
+            except ChannelAccessRefused as error:
+                raise AccessRefused(
+                    f"the broker refused to declare: {error.args[0] if error.args else error};"
+                    " let an administrator run: rabbitflow topology apply MODULE,"
+                    " and start with --no-declare"
+                ) from error
+            return None
+
+
+def _mismatch(reply: str) -> Mismatch:
+    """Read the broker's reply text; its wording is the same from 3.8 to 4.x."""
+    found = _INEQUIVALENT.search(reply)
+    if found is None:
+        raise TopologyMismatch(f"the broker refused a declaration: {reply}")
+    return Mismatch(
+        found["kind"],
+        found["name"],
+        found["argument"],
+        _shown(found["wanted"]),
+        _shown(found["current"]),
+    )
+
+
+def _shown(value: str) -> str:
+    quoted = _VALUE.search(value)
+    return quoted[1] if quoted else value.strip()

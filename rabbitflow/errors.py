@@ -1,0 +1,63 @@
+"""The errors rabbitflow raises: one small tree, each saying what, where and what to do next."""
+
+
+class RabbitflowError(Exception):
+    """The root: catch this to catch everything rabbitflow raises on purpose."""
+
+
+class ConfigurationError(RabbitflowError):
+    """Something in code or settings that no retry mends: a handler, a name, an argument."""
+
+
+class EventError(RabbitflowError):
+    """An event that can't be built, written as JSON, or read from a body."""
+
+
+class BrokerError(RabbitflowError):
+    """The broker refused, or did not answer."""
+
+
+class BrokerUnavailable(BrokerError):
+    """No broker could be reached within the time allowed. Nothing was sent."""
+
+
+class AccessRefused(BrokerError):
+    """The broker answered and refused: credentials, virtual host or permission."""
+
+
+class Unroutable(BrokerError):
+    """The broker has no queue or event log that would keep this event. It was not kept."""
+
+
+class PublishTimeout(BrokerError):
+    """No confirm came in time. The event may still be delivered: publish it again with the same id
+    and let consumers drop the duplicate, or look for its id before you do."""
+
+
+class PublishRefused(BrokerError):
+    """The broker answered the publish with a nack: it did not keep the message."""
+
+
+class TopologyMismatch(ConfigurationError):
+    """A queue or exchange exists with other arguments than the ones wanted (AMQP reply 406)."""
+
+
+class RetryLater(RabbitflowError):
+    """Raised by a handler: give this event back and deliver it again after ``seconds``.
+
+    It counts as an attempt, so the policy's limit still ends it.
+    """
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        if seconds < 0:
+            raise ValueError(f"RetryLater takes seconds of 0 or more, not {seconds}")
+        super().__init__(reason or f"the handler asked for a retry in {seconds:g} s")
+        self.seconds = seconds
+
+
+class DeadLetter(RabbitflowError):
+    """Raised by a handler: retrying can't help, keep this event among the dead letters."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

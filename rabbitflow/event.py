@@ -1,0 +1,180 @@
+"""The event: an immutable record of something that happened, and its bytes on the wire."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from rabbitflow.errors import EventError
+
+DataT = TypeVar("DataT")
+
+EVENT_TYPE_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,127}$"
+EventType = Annotated[str, StringConstraints(pattern=EVENT_TYPE_PATTERN)]
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+"""255 bytes is the limit of an AMQP short string (AMQP 0-9-1, section 4.2.5.3)."""
+
+
+def new_event_id() -> str:
+    """Return a UUIDv7 as text: ordered by time to the millisecond, then random (RFC 9562, 5.7)."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(UUID(int=value))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _to_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+
+
+class Event(BaseModel, Generic[DataT]):
+    """Something that happened. Frozen: an event is never changed, only followed by another.
+
+    ``Event[Order]`` types ``data``; plain ``Event`` leaves it as the JSON it came as.
+
+    Fields:
+        id: UUIDv7 unless given; the same on every redelivery, so that effects can be deduplicated.
+        type: what happened, ``[A-Za-z][A-Za-z0-9_.-]{0,127}``.
+        timestamp: when, aware; kept in UTC. A naive time is refused.
+        data: the facts: anything pydantic writes as JSON.
+        source: who announced it.
+        correlation_id: one id for everything that follows from one cause.
+        causation_id: the id of the event this one follows from.
+        version: the schema version of ``data``.
+        key: what the event is about (an order id); order is kept per key where a consumer asks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: ShortText = Field(default_factory=new_event_id)
+    type: EventType
+    timestamp: Annotated[AwareDatetime, AfterValidator(_to_utc)] = Field(default_factory=_now)
+    data: DataT
+    source: ShortText | None = None
+    correlation_id: ShortText | None = None
+    causation_id: ShortText | None = None
+    version: Annotated[int, Field(ge=1)] = 1
+    key: ShortText | None = None
+
+    def encode(self) -> bytes:
+        """Return the JSON body. Optional fields that are not set are left out.
+
+        Raises:
+            EventError: ``data`` holds what JSON has no form for: a NaN, an open file, a cycle.
+        """
+        # Not model_dump_json(exclude_none=True): that drops the nulls inside ``data`` too.
+        envelope: dict[str, Any] = {
+            "id": self.id,
+            "type": self.type,
+            "timestamp": self.timestamp,
+            "data": self.data,
+        }
+        if self.source is not None:
+            envelope["source"] = self.source
+        if self.correlation_id is not None:
+            envelope["correlation_id"] = self.correlation_id
+        if self.causation_id is not None:
+            envelope["causation_id"] = self.causation_id
+        if self.version != 1:
+            envelope["version"] = self.version
+        if self.key is not None:
+            envelope["key"] = self.key
+        try:
+            body = to_json(envelope, inf_nan_mode="constants")
+            _refuse_constants(body)
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise EventError(
+                f"the data of {self.type} can't be written as JSON: {error}"
+            ) from error
+        return body
+
+
+class EventDecoder(Generic[DataT]):
+    """Reads bodies into ``Event[data_type]``: one validation, from bytes to the typed event."""
+
+    def __init__(self, data_type: Any = Any) -> None:
+        self._validate = TypeAdapter(Event[data_type]).validator.validate_json
+
+    def __call__(self, body: bytes, message_id: str | None = None) -> Event[DataT]:
+        """Return the event in ``body``.
+
+        A body without an id takes ``message_id`` (the AMQP property), else one derived from the
+        body, so that every redelivery of it has the same id.
+
+        Raises:
+            EventError: not JSON, not an event, or ``data`` does not fit the data type.
+        """
+        try:
+            _refuse_constants(body)
+            event: Event[DataT] = self._validate(body)
+        except ValidationError as error:
+            raise EventError(readable(error)) from error
+        except (ValueError, RecursionError) as error:
+            raise EventError(f"the body is not JSON: {error}") from error
+        given = event.model_fields_set
+        if "timestamp" not in given:
+            raise EventError("not an event: timestamp: Field required")
+        if "id" not in given:
+            event = event.model_copy(update={"id": message_id or derived_id(body)})
+        return event
+
+
+def type_of(body: bytes) -> str | None:
+    """Return the ``type`` that the body names, or None where it names none or is no JSON object."""
+    try:
+        envelope = from_json(body)
+    except ValueError:
+        return None
+    named = envelope.get("type") if isinstance(envelope, dict) else None
+    return named if isinstance(named, str) else None
+
+
+def derived_id(*parts: object) -> str:
+    """Return an id that follows from ``parts`` alone: the same parts, the same id (UUIDv8)."""
+    digest = hashlib.sha256(b"\0".join(str(part).encode() for part in parts))
+    return str(UUID(bytes=digest.digest()[:16], version=8))
+
+
+def readable(error: ValidationError) -> str:
+    """Say what did not fit and where, without the values: they may be private and large."""
+    places = [
+        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    shown = "; ".join(places[:5])
+    more = f"; and {len(places) - 5} more" if len(places) > 5 else ""
+    return f"not an event: {shown}{more}"
+
+
+def _refuse_constants(body: bytes) -> None:
+    """Refuse NaN and Infinity, which RFC 8259 leaves out of JSON and other parsers choke on.
+
+    The search is cheap and nearly always misses; only a hit, which may be in a string, is parsed.
+    """
+    if b"NaN" in body or b"Infinity" in body:
+        json.loads(body, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not part of JSON (RFC 8259, section 6)")

@@ -1,0 +1,314 @@
+"""The publisher: announces events, and returns when the broker has them safe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import CancelledError as FutureCancelledError
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pamqp.commands import Basic
+from pydantic import ValidationError
+
+from rabbitflow.broker import ConfirmedChannel, NotFound
+from rabbitflow.declaration import declare
+from rabbitflow.errors import EventError, PublishTimeout, Unroutable
+from rabbitflow.event import Event, readable
+from rabbitflow.settings import Settings, load_settings
+from rabbitflow.topology import Names, event_topology
+
+ResultT = TypeVar("ResultT")
+
+CONTENT_TYPE = "application/json"
+PERSISTENT = 2
+
+
+def properties_of(event: Event[Any], headers: dict[str, Any] | None = None) -> Basic.Properties:
+    """Return the AMQP properties that repeat what brokers and other clients look at."""
+    return Basic.Properties(
+        content_type=CONTENT_TYPE,
+        delivery_mode=PERSISTENT,
+        message_id=event.id,
+        message_type=event.type,
+        timestamp=event.timestamp,
+        correlation_id=event.correlation_id,
+        headers=headers,
+    )
+
+
+class Publisher:
+    """Announces events to a broker. It knows no consumer, and waits for none.
+
+    Use it as ``async with Publisher() as publisher``. It connects with the first publish, and again
+    whenever the connection was lost. Many publishes at once share one channel and are confirmed
+    together: ``asyncio.gather`` them, or use :meth:`publish_many`.
+
+    Args:
+        url: of the broker; ``RABBITFLOW_URL`` where it is not given.
+        source: who announces, for events that do not say it themselves.
+        settings: all settings at once, instead of those of the environment.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        source: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if settings is None:
+            settings = load_settings(url=url)
+        elif url is not None:
+            raise TypeError("give url or settings, not both")
+        self._settings = settings
+        self._names = Names(settings.namespace)
+        self._source = source
+        self._channel = ConfirmedChannel(settings, f"rabbitflow publisher {source or os.getpid()}")
+        self._declared: dict[str, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def channel(self) -> ConfirmedChannel:
+        """The confirming channel, for copies that settlement sends beside events."""
+        return self._channel
+
+    async def publish(
+        self,
+        event: str | Event[Any],
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Event[Any]:
+        """Announce what happened, and return the event once the broker has confirmed it.
+
+        Args:
+            event: the event type, with ``data``; or a whole :class:`Event`.
+            data: the facts: a pydantic model, a dataclass, a dict, anything JSON has a form for.
+            timeout: how long to wait in all, in seconds; ``RABBITFLOW_PUBLISH_TIMEOUT_S`` (10)
+                where it is not given.
+            **fields: further fields of the event: ``id``, ``timestamp``, ``source``,
+                ``correlation_id``, ``causation_id``, ``version``, ``key``.
+
+        Raises:
+            EventError: it is no event, no JSON, or larger than ``max_body_bytes``.
+            Unroutable: nobody listens and no event log keeps it.
+            PublishTimeout: sent, but not confirmed in time: it may still be delivered.
+            BrokerUnavailable: no broker could be reached in time; nothing was sent.
+            PublishRefused, AccessRefused: the broker said no.
+        """
+        if isinstance(event, str):
+            event = self._build(event, data, fields)
+        elif data is not None or fields:
+            raise TypeError("an Event is published as it is: give data and fields with a type")
+        body = event.encode()
+        if len(body) > self._settings.max_body_bytes:
+            raise EventError(
+                f"{event.type} is {len(body)} bytes as JSON, and the limit is"
+                f" {self._settings.max_body_bytes} (RABBITFLOW_MAX_BODY_BYTES);"
+                " publish where the data is kept instead"
+            )
+        try:
+            async with asyncio.timeout(timeout or self._settings.publish_timeout_s) as deadline:
+                await self._announce(event, body, timeout)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise PublishTimeout(
+                f"{self._settings.shown_url} did not answer in time; {event.type} {event.id} may"
+                " still be delivered"
+            ) from error
+        return event
+
+    async def publish_many(
+        self,
+        events: Iterable[Event[Any]],
+        *,
+        window: int = 256,
+        on_confirmed: Callable[[Event[Any]], object] | None = None,
+    ) -> int:
+        """Announce many events, at most ``window`` unconfirmed at a time, and return their count.
+
+        Events reach the broker in the order given, as long as no connection is lost.
+        ``on_confirmed`` is called with each one that is safe.
+
+        Raises:
+            As :meth:`publish`, as an ``ExceptionGroup``; what was confirmed before stays announced.
+        """
+        remaining = iter(events)
+        count = 0
+
+        async def publish_next() -> None:
+            nonlocal count
+            for event in remaining:
+                await self.publish(event)
+                count += 1
+                if on_confirmed is not None:
+                    on_confirmed(event)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(window):
+                group.create_task(publish_next())
+        return count
+
+    async def close(self) -> None:
+        """Close the connection. Events whose publish returned are safe."""
+        pending = [task for task in self._declared.values() if not task.done()]
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        await self._channel.close()
+
+    def _build(self, event_type: str, data: Any, fields: dict[str, Any]) -> Event[Any]:
+        fields.setdefault("source", self._source)
+        try:
+            return Event[Any](type=event_type, data=data, **fields)
+        except ValidationError as error:
+            raise EventError(readable(error)) from error
+
+    async def _announce(self, event: Event[Any], body: bytes, timeout_s: float | None) -> None:
+        exchange = self._names.exchange(event.type)
+        properties = properties_of(event)
+        await self._ensure_declared(event.type)
+        try:
+            await self._channel.publish(exchange, "", body, properties, timeout_s=timeout_s)
+        except NotFound:
+            if not self._settings.declare:
+                raise Unroutable(
+                    f"there is no exchange {exchange} on the broker and this publisher declares"
+                    " nothing; an administrator runs: rabbitflow topology apply MODULE"
+                ) from None
+            # Somebody deleted the exchange since it was declared.
+            self._declared.pop(event.type, None)
+            await self._ensure_declared(event.type)
+            await self._channel.publish(exchange, "", body, properties, timeout_s=timeout_s)
+        except Unroutable:
+            raise Unroutable(
+                f"nobody listens to {event.type} and no event log keeps it, so it was not kept;"
+                " start a consumer first, or leave the event log on (RABBITFLOW_EVENT_LOG)"
+            ) from None
+
+    async def _ensure_declared(self, event_type: str) -> None:
+        if not self._settings.declare:
+            return
+        declaring = self._declared.get(event_type)
+        if declaring is None or (
+            declaring.done() and (declaring.cancelled() or declaring.exception() is not None)
+        ):
+            declaring = asyncio.create_task(self._declare(event_type))
+            self._declared[event_type] = declaring
+        if not declaring.done():
+            # Shielded: one publisher that gives up must not fail those who wait beside it.
+            await asyncio.shield(declaring)
+
+    async def _declare(self, event_type: str) -> None:
+        connection = await self._channel.connection()
+        await declare(connection, event_topology(event_type, self._settings), self._settings)
+
+
+class SyncPublisher:
+    """The publisher for code without an event loop: Flask, Django, a script.
+
+    It runs an event loop in one daemon thread, started with the first publish, anew in a forked
+    child. Any number of threads may publish at once. Arguments and errors as :class:`Publisher`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        source: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+
+        def make() -> Publisher:
+            return Publisher(url, source=source, settings=settings)
+
+        make()  # a setting that does not fit is an error here, not with the first event
+        self._make = make
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._publisher: Publisher | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def publish(
+        self,
+        event: str | Event[Any],
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Event[Any]:
+        """Announce what happened, and return it once confirmed (:meth:`Publisher.publish`)."""
+        publisher, loop = self._running()
+        return _wait(publisher.publish(event, data, timeout=timeout, **fields), loop)
+
+    def publish_many(self, events: Iterable[Event[Any]], *, window: int = 256) -> int:
+        """Announce many events and return their count (:meth:`Publisher.publish_many`)."""
+        publisher, loop = self._running()
+        return _wait(publisher.publish_many(events, window=window), loop)
+
+    def close(self) -> None:
+        """Close the connection and end the thread."""
+        with self._lock:
+            loop, publisher = self._loop, self._publisher
+            self._loop = self._publisher = None
+            if loop is None or publisher is None or self._pid != os.getpid():
+                return
+            _wait(publisher.close(), loop)
+            loop.call_soon_threadsafe(loop.stop)
+
+    def _running(self) -> tuple[Publisher, asyncio.AbstractEventLoop]:
+        with self._lock:
+            if self._pid != os.getpid() or self._loop is None or self._publisher is None:
+                self._pid = os.getpid()
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=_run, args=(self._loop,), name="rabbitflow-publisher", daemon=True
+                ).start()
+                self._publisher = _wait(self._made(), self._loop)
+            return self._publisher, self._loop
+
+    async def _made(self) -> Publisher:
+        return self._make()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _wait(work: Coroutine[Any, Any, ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:
+    try:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+    except FutureCancelledError as error:
+        raise PublishTimeout(
+            "the publisher was closed under a publish; the event may still be delivered"
+        ) from error

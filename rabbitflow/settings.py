@@ -1,0 +1,109 @@
+"""Settings of one process: from the environment, from a credential file, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from yarl import URL
+
+from rabbitflow.errors import ConfigurationError
+
+DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
+NAMESPACE_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,62}$"
+
+
+class Settings(BaseSettings):
+    """What a process needs to know of its surroundings. Every field reads ``RABBITFLOW_<NAME>``.
+
+    Fields:
+        url: of the broker, ``amqp://`` or ``amqps://``; kept secret when printed.
+        url_file: a file that holds the URL (systemd's ``LoadCredential=``); wins over ``url``.
+        namespace: prefixes every name on the broker with ``<namespace>.``; none by default.
+        queue_type: ``quorum`` (replicated, counts deliveries) or ``classic``.
+        event_log: keep every announced event in a stream beside the consumers' queues.
+        event_log_max_age: how long, as RabbitMQ writes it (``7D``, ``12h``).
+        event_log_max_bytes: how much per event type, in bytes.
+        declare: create exchanges and queues; off where an administrator applied them before.
+        publish_timeout_s: how long a publish may take before it fails, in seconds.
+        connect_timeout_s: how long one attempt to connect may take, in seconds.
+        heartbeat_s: AMQP heartbeat, in seconds; a silent peer is given up after about three.
+        max_body_bytes: largest event body that is published or handled, in bytes.
+        shutdown_timeout_s: how long a stopping worker lets handlers finish, in seconds.
+        metrics_port: port of ``/metrics``, ``/healthz`` and ``/readyz``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RABBITFLOW_", extra="ignore", frozen=True)
+
+    url: SecretStr = SecretStr(DEFAULT_URL)
+    url_file: Path | None = None
+    namespace: Annotated[str, Field(pattern=NAMESPACE_PATTERN)] | None = None
+    queue_type: Literal["quorum", "classic"] = "quorum"
+    event_log: bool = True
+    event_log_max_age: Annotated[str, Field(pattern=r"^[1-9][0-9]*[YMDhms]$")] = "7D"
+    event_log_max_bytes: Annotated[int, Field(gt=0)] = 5_000_000_000
+    declare: bool = True
+    publish_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    heartbeat_s: Annotated[int, Field(ge=1)] = 10
+    max_body_bytes: Annotated[int, Field(gt=0)] = 1_048_576
+    shutdown_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
+
+    @field_validator("namespace", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("url")
+    @classmethod
+    def _is_amqp(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = URL(value.get_secret_value())
+        except ValueError:
+            url = URL()
+        if url.scheme not in ("amqp", "amqps") or not url.host:
+            raise ValueError("not a broker's URL; write amqp://user:password@host:5672/vhost")
+        return value
+
+    @property
+    def broker_url(self) -> str:
+        """The URL with its password, for the connection alone. Never print it."""
+        return self.url.get_secret_value()
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without its password, for logs and errors."""
+        return redact(self.broker_url)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings of this process; ``overrides`` that are not None win.
+
+    Raises:
+        ConfigurationError: a value does not fit, or ``url_file`` can't be read.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        settings = Settings(**given)
+        if settings.url_file is None or "url" in given:
+            return settings
+        url = settings.url_file.read_text(encoding="utf-8").strip()
+        return Settings(**given, url=url)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        raise ConfigurationError(f"a setting does not fit: {faults}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the broker's URL can't be read from a file: {error}") from error
+
+
+def redact(url: str) -> str:
+    """Return ``url`` without its password and query, fit to be shown."""
+    parsed = URL(url)
+    shown = parsed.with_password(None) if parsed.password is not None else parsed
+    return str(shown.with_query(None))

@@ -1,0 +1,154 @@
+"""What a handler receives: read from its annotations, once, at start."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError
+
+from rabbitflow.context import Context
+from rabbitflow.errors import ConfigurationError
+from rabbitflow.event import Event, EventDecoder
+
+HandlerFunction = Callable[..., Any]
+Call = Callable[[Event[Any], Context], Any]
+
+_ASKS = "annotate it with Event[Model], Context, or the type of the event's data"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How to call a handler.
+
+    Fields:
+        decode: reads a body into the event with the data type the handler asked for.
+        call: runs the function with the arguments its annotations ask for; for an ``async def``
+            it returns the awaitable.
+        is_async: whether the result is awaited; a plain ``def`` runs in a thread.
+    """
+
+    decode: EventDecoder[Any]
+    call: Call
+    is_async: bool
+
+
+def where(function: HandlerFunction) -> str:
+    """Return ``file:line`` of a function, for errors."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def is_coroutine_function(function: HandlerFunction) -> bool:
+    """Whether calling ``function`` gives an awaitable, also for objects with an async call."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - the method is inspected, not called
+    )
+
+
+def resolve(function: HandlerFunction) -> Signature:
+    """Return how to call ``function``.
+
+    Raises:
+        ConfigurationError: an argument can't be filled, or its type can't be validated; the text
+            names file and line.
+    """
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise _fault(function, "it yields; a handler returns or raises")
+    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+        parameters = inspect.signature(function).parameters.values()
+    except (NameError, TypeError, ValueError) as error:
+        raise _fault(function, f"its annotations can't be resolved: {error}") from error
+    positional: list[Call] = []
+    keyword: dict[str, Call] = {}
+    data_types: list[Any] = []
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        hint = hints.get(parameter.name, parameter.empty)
+        is_optional = parameter.default is not parameter.empty
+        if hint is parameter.empty and not is_optional:
+            raise _fault(function, f"argument {parameter.name!r} has no annotation: {_ASKS}")
+        pick, data_type = _source_of(hint)
+        if is_optional and pick is _the_data:
+            continue  # a default is the author's own value, such as an injected client
+        if pick is not _the_context:
+            data_types.append(data_type)
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            keyword[parameter.name] = pick
+        else:
+            positional.append(pick)
+    asked = [data_type for data_type in data_types if data_type is not Any]
+    if any(data_type != asked[0] for data_type in asked[1:]):
+        raise _fault(function, "it asks for the event's data as two different types")
+    try:
+        decode: EventDecoder[Any] = EventDecoder(asked[0] if asked else Any)
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise _fault(function, f"its data type can't be validated: {reason}") from error
+    return Signature(
+        decode, _caller(function, positional, keyword), is_coroutine_function(function)
+    )
+
+
+def _source_of(hint: Any) -> tuple[Call, Any]:
+    """Return what fills an argument annotated with ``hint``, and the data type that it asks for."""
+    if hint is Context:
+        return _the_context, Any
+    if isinstance(hint, type) and issubclass(hint, Event):
+        arguments = hint.__pydantic_generic_metadata__["args"]
+        return _the_event, arguments[0] if arguments else Any
+    return _the_data, hint
+
+
+def _the_event(event: Event[Any], context: Context) -> Any:
+    return event
+
+
+def _the_data(event: Event[Any], context: Context) -> Any:
+    return event.data
+
+
+def _the_context(event: Event[Any], context: Context) -> Any:
+    return context
+
+
+def _caller(
+    function: HandlerFunction,
+    positional: list[Call],
+    keyword: dict[str, Call],
+) -> Call:
+    """Return ``function`` as a call of event and context, the common shapes without a loop."""
+    if not keyword:
+        match positional:
+            case [only] if only is _the_event:
+                return lambda event, context: function(event)
+            case [only] if only is _the_data:
+                return lambda event, context: function(event.data)
+            case [first, second] if first is _the_event and second is _the_context:
+                return function
+            case [first, second] if first is _the_data and second is _the_context:
+                return lambda event, context: function(event.data, context)
+    return lambda event, context: function(
+        *[pick(event, context) for pick in positional],
+        **{name: pick(event, context) for name, pick in keyword.items()},
+    )
+
+
+def _fault(function: HandlerFunction, what: str) -> ConfigurationError:
+    name = getattr(function, "__qualname__", repr(function))
+    return ConfigurationError(f"handler {name} ({where(function)}): {what}")
+
+
+def awaitable_result(result: object) -> Awaitable[Any] | None:
+    """Return what a plain ``def`` gave back where it must still be awaited.
+
+    A decorator that wraps an ``async def`` in a plain function returns a coroutine; dropping it
+    would report success for work that never ran.
+    """
+    return result if inspect.isawaitable(result) else None

@@ -1,0 +1,250 @@
+"""What stands on the broker: every exchange, queue, argument and header name, in one place.
+
+Names and reasons are in docs/architecture.md. Nothing here is deprecated on RabbitMQ 3.13 or 4.x.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rabbitflow.errors import ConfigurationError
+from rabbitflow.settings import Settings
+
+CONSUMER_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+RETRY_BUCKETS_S: tuple[int, ...] = tuple(1 << power for power in range(17))
+"""1 s to 65,536 s (18 h). A longer delay waits in the last bucket with its own expiration."""
+
+# Unset means "no limit" on 3.x and 20 on 4.x; -1 drops the message on its first return on 3.10.8.
+CONSUMER_DELIVERY_LIMIT = 50
+HOLDING_DELIVERY_LIMIT = 1_000_000
+
+HEADERS_LIMIT_BYTES = 65_536
+"""All headers of a message: above 131,064 bytes RabbitMQ closes the whole connection."""
+
+HEADER_PREFIX = "x-rabbitflow-"
+ATTEMPT = "x-rabbitflow-attempt"
+FIRST_FAILED_AT = "x-rabbitflow-first-failed-at"
+REPLAYS = "x-rabbitflow-replays"
+REPLAYED_FROM_LOG = "x-rabbitflow-from-log"
+REASON = "x-rabbitflow-reason"
+EXCEPTION_TYPE = "x-rabbitflow-exception-type"
+EXCEPTION_MESSAGE = "x-rabbitflow-exception-message"
+TRACEBACK = "x-rabbitflow-traceback"
+FAILED_AT = "x-rabbitflow-failed-at"
+EVENT_TYPE = "x-rabbitflow-event-type"
+EXCHANGE = "x-rabbitflow-exchange"
+CONSUMER = "x-rabbitflow-consumer"
+HOST = "x-rabbitflow-host"
+VERSION = "x-rabbitflow-version"
+
+CAUSE_HEADERS = (
+    REASON,
+    EXCEPTION_TYPE,
+    EXCEPTION_MESSAGE,
+    TRACEBACK,
+    FAILED_AT,
+    EVENT_TYPE,
+    EXCHANGE,
+    CONSUMER,
+    HOST,
+    VERSION,
+)
+DELIVERY_COUNT = "x-delivery-count"
+STREAM_OFFSET = "x-stream-offset"
+DEATH = "x-death"
+
+# Brokers before 4.0.1 read these on a republished message as a dead-letter cycle and drop it.
+BROKER_DEATH_HEADERS = frozenset(
+    {
+        DEATH,
+        DELIVERY_COUNT,
+        "x-acquired-count",
+        "x-opt-deaths",
+        "x-first-death-exchange",
+        "x-first-death-queue",
+        "x-first-death-reason",
+        "x-last-death-exchange",
+        "x-last-death-queue",
+        "x-last-death-reason",
+    }
+)
+
+Arguments = Mapping[str, str | int]
+QueueType = Literal["quorum", "classic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange."""
+
+    name: str
+    type: Literal["fanout", "direct"] = "fanout"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue and the arguments it is declared with."""
+
+    name: str
+    arguments: Arguments = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A queue bound to an event's exchange."""
+
+    queue: str
+    exchange: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Exchanges, queues and bindings that are declared together, in this order."""
+
+    exchanges: tuple[Exchange, ...] = ()
+    queues: tuple[Queue, ...] = ()
+    bindings: tuple[Binding, ...] = ()
+
+    def __add__(self, other: Topology) -> Topology:
+        """Return both, what they share once."""
+        return Topology(
+            tuple(dict.fromkeys(self.exchanges + other.exchanges)),
+            tuple({queue.name: queue for queue in self.queues + other.queues}.values()),
+            tuple(dict.fromkeys(self.bindings + other.bindings)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of one namespace. Consumers' names hold no dot, so none of these collide."""
+
+    namespace: str | None = None
+
+    def _of(self, name: str) -> str:
+        return f"{self.namespace}.{name}" if self.namespace else name
+
+    def exchange(self, event_type: str) -> str:
+        """The fanout exchange of an event type."""
+        return self._of(f"events.{event_type}")
+
+    def event_type(self, exchange: str) -> str | None:
+        """The event type whose exchange this is, or None where it is no event's exchange."""
+        prefix = self._of("events.")
+        return exchange.removeprefix(prefix) if exchange.startswith(prefix) else None
+
+    def log(self, event_type: str) -> str:
+        """The stream that keeps what was announced."""
+        return self._of(f"events.{event_type}.log")
+
+    def queue(self, consumer: str) -> str:
+        """The consumer's queue."""
+        return self._of(consumer)
+
+    def retry(self, consumer: str, bucket_s: int) -> str:
+        """The queue in which the consumer's retries of about ``bucket_s`` seconds wait."""
+        return self._of(f"{consumer}.retry.{bucket_s}s")
+
+    def dead(self, consumer: str) -> str:
+        """The consumer's dead letters."""
+        return self._of(f"{consumer}.dead")
+
+    def control(self) -> str:
+        """The exchange on which operators pause and resume consumers on every host."""
+        return self._of("rabbitflow.control")
+
+
+def bucket_for(delay_s: float) -> int:
+    """Return the retry bucket of a delay: k with k <= delay < 2k, the ends taking what lies beyond.
+
+    A message waits behind a longer one of its bucket at most, so it is late by less than its own
+    delay.
+    """
+    bucket_s = RETRY_BUCKETS_S[0]
+    for candidate_s in RETRY_BUCKETS_S:
+        if candidate_s <= delay_s:
+            bucket_s = candidate_s
+    return bucket_s
+
+
+def event_topology(event_type: str, settings: Settings) -> Topology:
+    """Return what an event type needs to be announced: its exchange and its log."""
+    names = Names(settings.namespace)
+    exchange = Exchange(names.exchange(event_type))
+    if not settings.event_log:
+        return Topology(exchanges=(exchange,))
+    log = Queue(
+        names.log(event_type),
+        {
+            "x-queue-type": "stream",
+            "x-max-age": settings.event_log_max_age,
+            "x-max-length-bytes": settings.event_log_max_bytes,
+        },
+    )
+    return Topology((exchange,), (log,), (Binding(log.name, exchange.name),))
+
+
+def consumer_topology(
+    consumer: str,
+    event_types: Iterable[str],
+    retry_buckets_s: Iterable[int],
+    settings: Settings,
+) -> Topology:
+    """Return everything a consumer needs: its events' exchanges, its queue, retries, dead letters.
+
+    No queue has a max-length: behind a fanout a full queue nacks the publisher, so one consumer's
+    backlog would break all the others.
+    """
+    names = Names(settings.namespace)
+    queue, dead = names.queue(consumer), names.dead(consumer)
+    queues = [
+        Queue(
+            queue,
+            _dead_lettering(settings.queue_type, dead, CONSUMER_DELIVERY_LIMIT),
+        ),
+        Queue(dead, _holding(settings.queue_type)),
+    ]
+    queues += [
+        Queue(
+            names.retry(consumer, bucket_s),
+            _dead_lettering(settings.queue_type, queue, HOLDING_DELIVERY_LIMIT),
+        )
+        for bucket_s in sorted(set(retry_buckets_s))
+    ]
+    topology = Topology(queues=tuple(queues))
+    for event_type in event_types:
+        topology += event_topology(event_type, settings)
+        topology += Topology(bindings=(Binding(queue, names.exchange(event_type)),))
+    return topology
+
+
+def _dead_lettering(queue_type: QueueType, target: str, delivery_limit: int) -> Arguments:
+    arguments: dict[str, str | int] = {
+        "x-queue-type": queue_type,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": target,
+        "x-overflow": "reject-publish",
+    }
+    if queue_type == "quorum":
+        # At-least-once dead-lettering needs reject-publish (rabbitmq.com/docs/quorum-queues).
+        arguments["x-dead-letter-strategy"] = "at-least-once"
+        arguments["x-delivery-limit"] = delivery_limit
+    return arguments
+
+
+def _holding(queue_type: QueueType) -> Arguments:
+    if queue_type == "quorum":
+        return {"x-queue-type": "quorum", "x-delivery-limit": HOLDING_DELIVERY_LIMIT}
+    return {"x-queue-type": queue_type}
+
+
+def check_consumer_name(name: str) -> str:
+    """Return ``name``, or raise ConfigurationError where it could collide with another's queues."""
+    if CONSUMER_NAME_PATTERN.fullmatch(name) is None:
+        raise ConfigurationError(
+            f"a consumer's name is 1 to 63 of a-z, 0-9, '_' and '-', a letter first; not {name!r}"
+        )
+    return name
