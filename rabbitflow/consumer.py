@@ -87,7 +87,8 @@ class Consumer:
     @property
     def prefetch(self) -> int:
         """How many unacknowledged events the broker hands to one process."""
-        return self._prefetch or self.concurrency + max(2, self.concurrency // 2)
+        usual = self.concurrency + max(2, self.concurrency // 2)
+        return usual if self._prefetch is None else max(self._prefetch, self.concurrency)
 
     @property
     def handlers(self) -> Mapping[str, Handler]:

@@ -61,3 +61,11 @@ class DeadLetter(RabbitflowError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class HandlerTimeout(RabbitflowError, TimeoutError):
+    """A handler ran longer than its time-out."""
+
+
+class HandlerExit(RabbitflowError):
+    """A handler called ``sys.exit``. A handler ends itself, not its worker."""

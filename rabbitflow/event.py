@@ -34,8 +34,12 @@ ShortText = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 def new_event_id() -> str:
     """Return a UUIDv7 as text: ordered by time to the millisecond, then random (RFC 9562, 5.7)."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | 0x7 << 76
+    return _uuid((time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10)), version=7)
+
+
+def _uuid(value: int, version: int) -> str:
+    # The standard library's UUID knows versions 7 and 8 from Python 3.14 on.
+    value = value & ~(0xF << 76) | version << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return str(UUID(int=value))
 
@@ -153,7 +157,7 @@ def type_of(body: bytes) -> str | None:
 def derived_id(*parts: object) -> str:
     """Return an id that follows from ``parts`` alone: the same parts, the same id (UUIDv8)."""
     digest = hashlib.sha256(b"\0".join(str(part).encode() for part in parts))
-    return str(UUID(bytes=digest.digest()[:16], version=8))
+    return _uuid(int.from_bytes(digest.digest()[:16]), version=8)
 
 
 def readable(error: ValidationError) -> str:

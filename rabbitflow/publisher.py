@@ -146,7 +146,7 @@ class Publisher:
         ``on_confirmed`` is called with each one that is safe.
 
         Raises:
-            As :meth:`publish`, as an ``ExceptionGroup``; what was confirmed before stays announced.
+            As :meth:`publish`, for the first that failed; what was confirmed stays announced.
         """
         remaining = iter(events)
         count = 0
@@ -159,9 +159,12 @@ class Publisher:
                 if on_confirmed is not None:
                     on_confirmed(event)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(window):
-                group.create_task(publish_next())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(window):
+                    group.create_task(publish_next())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
         return count
 
     async def close(self) -> None:

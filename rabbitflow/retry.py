@@ -28,7 +28,7 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from rabbitflow.durations import Duration, seconds
-from rabbitflow.errors import DeadLetter, RetryLater
+from rabbitflow.errors import DeadLetter, HandlerTimeout, RetryLater
 
 ExceptionTypes = tuple[type[BaseException], ...]
 
@@ -195,7 +195,7 @@ class Retry:
         delay_s = error.seconds if isinstance(error, RetryLater) else float(self.wait(state))
         state.upcoming_sleep = delay_s
         if self.stop(state):
-            return Dead(TIMED_OUT if isinstance(error, TimeoutError) else RETRIES_EXHAUSTED)
+            return Dead(TIMED_OUT if isinstance(error, HandlerTimeout) else RETRIES_EXHAUSTED)
         return RetryIn(max(0.0, delay_s))
 
     def is_worth_retrying(self, failure: Failure) -> bool:

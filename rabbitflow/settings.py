@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,11 @@ from rabbitflow.errors import ConfigurationError
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
 NAMESPACE_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,62}$"
+
+
+def _default_state_dir() -> Path:
+    granted = os.environ.get("STATE_DIRECTORY")
+    return Path(granted.split(":")[0]) if granted else Path.home() / ".local/state/rabbitflow"
 
 
 class Settings(BaseSettings):
@@ -32,6 +38,9 @@ class Settings(BaseSettings):
         heartbeat_s: AMQP heartbeat, in seconds; a silent peer is given up after about three.
         max_body_bytes: largest event body that is published or handled, in bytes.
         shutdown_timeout_s: how long a stopping worker lets handlers finish, in seconds.
+        stall_timeout_s: a child whose event loop does not turn for so long is replaced, in seconds.
+        state_dir: where a worker remembers which events killed their process; systemd's
+            ``STATE_DIRECTORY`` or ``~/.local/state/rabbitflow`` where it is not given.
         metrics_port: port of ``/metrics``, ``/healthz`` and ``/readyz``.
     """
 
@@ -50,6 +59,8 @@ class Settings(BaseSettings):
     heartbeat_s: Annotated[int, Field(ge=1)] = 10
     max_body_bytes: Annotated[int, Field(gt=0)] = 1_048_576
     shutdown_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    state_dir: Path = Field(default_factory=_default_state_dir)
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
 
     @field_validator("namespace", mode="before")
@@ -77,6 +88,10 @@ class Settings(BaseSettings):
     def shown_url(self) -> str:
         """The URL without its password, for logs and errors."""
         return redact(self.broker_url)
+
+    def as_order(self) -> dict[str, Any]:
+        """Return the settings as JSON for a child process, the URL with its password."""
+        return {**self.model_dump(mode="json", exclude={"url_file"}), "url": self.broker_url}
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -73,6 +73,9 @@ BROKER_DEATH_HEADERS = frozenset(
     }
 )
 
+# RabbitMQ routes a message to the queues named here too (rabbitmq.com/docs/sender-selected).
+SENDER_SELECTED_HEADERS = frozenset({"CC", "BCC"})
+
 Arguments = Mapping[str, str | int]
 QueueType = Literal["quorum", "classic"]
 

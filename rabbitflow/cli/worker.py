@@ -1,0 +1,74 @@
+"""``rabbitflow worker``: run the consumers of some modules."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from rabbitflow.cli.options import broker_options, errors_in_one_line, run, settings_from
+from rabbitflow.observe.logs import configure_logging
+from rabbitflow.settings import Settings
+from rabbitflow.topology import Names
+from rabbitflow.worker.discovery import Discovery
+from rabbitflow.worker.single import run_single_process
+from rabbitflow.worker.supervisor import Plan, Supervisor
+
+
+@click.command()
+@click.argument("modules", nargs=-1, required=True, metavar="MODULE...")
+@click.option("--concurrency", type=click.IntRange(1), help="Events at once in one process.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--single-process", is_flag=True, help="No children: for a debugger.")
+@click.option("--no-declare", is_flag=True, help="Declare nothing; needs no configure permission.")
+@click.option("--shutdown-timeout", type=float, metavar="SECONDS", help="To finish when stopped.")
+@click.option("--reload", is_flag=True, help="Start anew when a Python file changes.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+@click.option("--log-level", default="INFO", show_default=True, metavar="LEVEL")
+@broker_options
+@errors_in_one_line
+def worker(
+    modules: tuple[str, ...],
+    concurrency: int | None,
+    processes: int,
+    single_process: bool,
+    no_declare: bool,
+    shutdown_timeout: float | None,
+    reload: bool,
+    log_format: str,
+    log_level: str,
+    url: str | None,
+    namespace: str | None,
+) -> None:
+    """Run the consumers defined in MODULE..., each in a process of its own.
+
+    A package stands for all its modules. The current directory is importable. SIGTERM finishes
+    what is in flight and exits 0; a second SIGTERM gives it back to the queues at once.
+    """
+    if logging.getLevelName(log_level.upper()) == f"Level {log_level.upper()}":
+        raise click.BadParameter(f"{log_level} is no level", param_hint="--log-level")
+    configure_logging(log_format, log_level.upper())
+    settings = settings_from(
+        url,
+        namespace,
+        declare=False if no_declare else None,
+        shutdown_timeout_s=shutdown_timeout,
+    )
+    plan = Plan(modules, processes, concurrency, reload, log_format, log_level.upper())
+    if single_process:
+        sys.exit(run(run_single_process(plan, settings)))
+    supervisor = Supervisor(plan, settings, lambda found: _banner(found, settings))
+    sys.exit(run(supervisor.run()))
+
+
+def _banner(discovery: Discovery, settings: Settings) -> None:
+    names = Names(settings.namespace)
+    width = max((len(found.name) for found in discovery.consumers), default=0)
+    click.echo(f"rabbitflow on {settings.shown_url}", err=True)
+    for found in discovery.consumers:
+        click.echo(
+            f"  {found.name:<{width}}  queue {names.queue(found.name)},"
+            f" {found.concurrency} at once: {', '.join(found.event_types)}",
+            err=True,
+        )

@@ -1,0 +1,1 @@
+"""Seeing what happens: logs, metrics, health."""

@@ -1,0 +1,1 @@
+"""Running consumers: discovery, supervision, the runtime of one consumer, settlement."""

@@ -1,0 +1,173 @@
+"""The process that runs one consumer: ``python -m rabbitflow.worker.child CONSUMER FD``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from rabbitflow.consumer import Consumer
+from rabbitflow.errors import AccessRefused, ConfigurationError
+from rabbitflow.observe.logs import configure_logging
+from rabbitflow.settings import Settings
+from rabbitflow.worker.discovery import consumers_of, import_module
+from rabbitflow.worker.process import (
+    EXIT_BROKER_LOST,
+    EXIT_CONFIGURATION,
+    EXIT_REPLACE,
+    LINE_LIMIT_BYTES,
+    Order,
+)
+from rabbitflow.worker.runtime import BrokerLost, ConsumerRuntime
+from rabbitflow.worker.suspects import SuspectNote, strikes_from_json
+
+BEAT_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def load_consumer(module: str, name: str) -> Consumer:
+    """Import ``module`` and return its consumer of that name.
+
+    Raises:
+        ConfigurationError: it defines none.
+    """
+    for consumer in consumers_of(import_module(module)):
+        if consumer.name == name:
+            return consumer
+    raise ConfigurationError(f"module {module} defines no consumer named {name!r}")
+
+
+async def _run(order: Order, line: socket.socket, consumer: Consumer) -> int:
+    reader, writer = await asyncio.open_connection(sock=line, limit=LINE_LIMIT_BYTES)
+    note = SuspectNote(Path(order.note)) if order.note else None
+    if order.concurrency is not None:
+        consumer.concurrency = order.concurrency
+    runtime = ConsumerRuntime(
+        consumer,
+        Settings(**order.settings),
+        strikes=strikes_from_json(order.strikes),
+        note=note,
+        after_crash=order.after_crash,
+    )
+    _on_signals(runtime)
+    helpers = [
+        asyncio.create_task(_beat(runtime, writer)),
+        asyncio.create_task(_stop_with_supervisor(runtime, reader)),
+    ]
+    try:
+        await runtime.run()
+        return EXIT_REPLACE if runtime.needs_replacement else 0
+    finally:
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+
+
+async def _beat(runtime: ConsumerRuntime, writer: asyncio.StreamWriter) -> None:
+    """Tell the supervisor every second that this loop turns, and at once when readiness changes."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            is_ready = runtime.is_ready
+            report = {
+                "is_ready": is_ready,
+                "in_flight": runtime.in_flight,
+                "outcomes": runtime.handling.outcomes,
+            }
+            writer.write(json.dumps(report).encode() + b"\n")
+            await writer.drain()
+            waited_s = 0.0
+            while waited_s < BEAT_EVERY_S and runtime.is_ready == is_ready:
+                await asyncio.sleep(BEAT_EVERY_S / 10)
+                waited_s += BEAT_EVERY_S / 10
+
+
+async def _stop_with_supervisor(runtime: ConsumerRuntime, reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(1024):
+            pass
+    logger.warning("the supervisor is gone; stopping")
+    runtime.stop()
+
+
+def _on_signals(runtime: ConsumerRuntime) -> None:
+    asked = 0
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            runtime.stop()
+        else:
+            runtime.stop_now()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+
+
+def new_event_loop_runner() -> Callable[[Coroutine[Any, Any, int]], int]:
+    """Return what runs a coroutine: uvloop where it is installed (extra ``fast``), else asyncio."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return asyncio.run
+    return uvloop.run
+
+
+def main() -> None:
+    """Read the order, run the consumer, end with a code that says what the supervisor should do."""
+    line = socket.socket(fileno=int(sys.argv[2]))
+    last_words = line.dup()  # the event loop closes its own
+    order = Order(**json.loads(_first_line(line)))
+    configure_logging(order.log_format, order.log_level)
+    code = 1
+    try:
+        consumer = load_consumer(order.module, order.consumer)
+        code = new_event_loop_runner()(_run(order, line, consumer))
+    except (ConfigurationError, AccessRefused) as error:
+        _tell(last_words, str(error))
+        code = EXIT_CONFIGURATION
+    except BrokerLost as error:
+        _tell(last_words, str(error))
+        code = EXIT_BROKER_LOST
+    except Exception:
+        logger.exception("%s failed in a way that is not its handlers'", order.consumer)
+    finally:
+        # Not sys.exit: that waits for threads, and a hung handler's thread never ends.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _first_line(line: socket.socket) -> bytes:
+    """Read the order alone, byte for byte up to its end; what comes later is for the event loop."""
+    received = bytearray()
+    while not received.endswith(b"\n"):
+        chunk = line.recv(65536)
+        if not chunk:
+            sys.exit(0)  # the supervisor is gone already
+        received += chunk
+    return bytes(received)
+
+
+def _tell(line: socket.socket, failure: str) -> None:
+    try:
+        line.setblocking(True)
+        line.sendall(json.dumps({"failure": failure}).encode() + b"\n")
+    except OSError:
+        logger.error("%s", failure)
+
+
+if __name__ == "__main__":
+    main()

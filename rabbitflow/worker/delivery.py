@@ -1,0 +1,118 @@
+"""One delivery: the message as it came, and what its headers say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from rabbitflow.event import derived_id, type_of
+from rabbitflow.topology import (
+    ATTEMPT,
+    DELIVERY_COUNT,
+    EVENT_TYPE,
+    EXCHANGE,
+    FIRST_FAILED_AT,
+    REPLAYED_FROM_LOG,
+    REPLAYS,
+    Names,
+)
+from rabbitflow.worker.acks import Acks
+
+_NO_HEADERS: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message handed to this process and not settled yet.
+
+    Fields:
+        tag: the delivery tag, which means something on one channel only.
+        body: as it came.
+        exchange: it came through; empty for a retry or a replay.
+        redelivered: whether the broker handed it out before.
+        properties: the AMQP properties as they came.
+        acks: of the channel it came on.
+    """
+
+    tag: int
+    body: bytes
+    exchange: str
+    redelivered: bool
+    properties: Basic.Properties
+    acks: Acks
+
+    @classmethod
+    def of(cls, message: DeliveredMessage, acks: Acks) -> Delivery:
+        """Read a message of the client library."""
+        deliver = message.delivery
+        return cls(
+            tag=deliver.delivery_tag,  # type: ignore[union-attr,arg-type]
+            body=message.body,
+            exchange=deliver.exchange or "",  # type: ignore[union-attr]
+            redelivered=bool(deliver.redelivered),  # type: ignore[union-attr]
+            properties=message.header.properties,
+            acks=acks,
+        )
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The headers, empty where there are none."""
+        return self.properties.headers or _NO_HEADERS
+
+    @property
+    def id(self) -> str:
+        """The message id, or where a foreign publisher gave none, one derived from the body."""
+        return self.properties.message_id or derived_id(self.body)
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this delivery is, counted in our own header; the first is 1."""
+        return _count(self.headers.get(ATTEMPT), at_least=1)
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether an operator had it delivered again, from the dead letters or the event log."""
+        headers = self.headers
+        return bool(headers) and (REPLAYS in headers or REPLAYED_FROM_LOG in headers)
+
+    @property
+    def came_back(self) -> int:
+        """How often the broker took it back unsettled: it may have killed a process."""
+        headers = self.properties.headers
+        if headers and DELIVERY_COUNT in headers:
+            return _count(headers[DELIVERY_COUNT], at_least=0)
+        return int(self.redelivered)
+
+    @property
+    def origin(self) -> str:
+        """The exchange it was first published to, also after retries."""
+        return self.exchange or str(self.headers.get(EXCHANGE, ""))
+
+    def first_failed_at(self, otherwise: datetime) -> datetime:
+        """When its first attempt failed, or ``otherwise`` where none has."""
+        try:
+            return datetime.fromisoformat(str(self.headers[FIRST_FAILED_AT]))
+        except (KeyError, ValueError):
+            return otherwise
+
+    def event_type(self, names: Names) -> str | None:
+        """The event type it claims: by property, by exchange, by our header, last by its body."""
+        return (
+            self.properties.message_type
+            or (names.event_type(self.exchange) if self.exchange else None)
+            or self.headers.get(EVENT_TYPE)
+            or type_of(self.body)
+        )
+
+    def ack(self) -> None:
+        """Settle it: the broker forgets it. Only after its outcome is safe."""
+        self.acks.finish(self.tag)
+
+
+def _count(value: object, *, at_least: int) -> int:
+    return max(at_least, value) if isinstance(value, int) else at_least

@@ -1,0 +1,225 @@
+"""What happens to one delivery: read, run, decide, settle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from rabbitflow.consumer import Consumer, Handler
+from rabbitflow.context import Context
+from rabbitflow.errors import EventError, RabbitflowError
+from rabbitflow.event import Event
+from rabbitflow.publisher import Publisher
+from rabbitflow.retry import CRASHED, INVALID, NO_HANDLER, Dead, Failure, RetryIn
+from rabbitflow.settings import Settings
+from rabbitflow.signature import Signature
+from rabbitflow.topology import Names
+from rabbitflow.worker.delivery import Delivery
+from rabbitflow.worker.execution import Execution
+from rabbitflow.worker.settlement import Settlement
+from rabbitflow.worker.suspects import CRASH_LIMIT, Strike
+
+SUCCEEDED = "succeeded"
+RETRIED = "retried"
+DEAD_LETTERED = "dead_lettered"
+
+_IMMEDIATE_PAUSE_S = 0.05
+_UNSETTLED_PAUSE_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class _NoHandler(RabbitflowError):
+    """The queue got an event type that no handler of this consumer is for."""
+
+
+class _Crashed(RabbitflowError):
+    """The event killed its process, as often as the limit allows."""
+
+
+class Handling:
+    """Handles the deliveries of one consumer, one after the other or many at once.
+
+    Args:
+        consumer: whose handlers run.
+        signatures: how to call them, by event type.
+        settings: limits and namespace.
+        publisher: announces what handlers announce.
+        settlement: carries verdicts out.
+        execution: runs handlers.
+        strikes: events that killed a process they ran alone in, by id.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        signatures: Mapping[str, Signature],
+        settings: Settings,
+        publisher: Publisher,
+        settlement: Settlement,
+        execution: Execution,
+        strikes: Mapping[str, Strike],
+    ) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.unsettled = 0
+        self._consumer = consumer
+        self._names = Names(settings.namespace)
+        self._max_body_bytes = settings.max_body_bytes
+        self._publisher = publisher
+        self._settlement = settlement
+        self._execution = execution
+        self._strikes = strikes
+        self._loop = asyncio.get_running_loop()
+        self._reactions = {
+            event_type: (handler, signatures[event_type])
+            for event_type, handler in consumer.handlers.items()
+        }
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Handle a delivery to its end: acked, handed to a retry queue, or dead-lettered.
+
+        Only a cancellation, or a subscription that was lost meanwhile, leaves it to the broker.
+        """
+        if self._strikes and await self._ended_by_strikes(delivery):
+            return
+        try:
+            handler, signature, event = self._read(delivery)
+        except EventError as error:
+            await self._dead_letter(delivery, INVALID, error, delivery.event_type(self._names))
+            return
+        except _NoHandler as error:
+            await self._dead_letter(delivery, NO_HANDLER, error, delivery.event_type(self._names))
+            return
+        raised = await self._attempt(delivery, handler, signature, event)
+        if raised is None:
+            delivery.ack()
+            self.outcomes[SUCCEEDED] += 1
+            return
+        failed_at = datetime.now(UTC)
+        first_failed_at = delivery.first_failed_at(failed_at)
+        failure = Failure(raised, delivery.attempt, first_failed_at, failed_at)
+        match handler.retry.verdict(failure):
+            case RetryIn(delay_s):
+                await self._settled(
+                    delivery, lambda: self._settlement.retry(delivery, delay_s, first_failed_at)
+                )
+                self.outcomes[RETRIED] += 1
+                logger.debug("%s retries %s in %g s", self._consumer.name, event.id, delay_s)
+            case Dead(reason):
+                await self._dead_letter(delivery, reason, raised, event.type)
+
+    def _read(self, delivery: Delivery) -> tuple[Handler, Signature, Event[Any]]:
+        """Return the event and who handles it, from a delivery that may hold anything."""
+        body, properties = delivery.body, delivery.properties
+        if len(body) > self._max_body_bytes:
+            raise EventError(
+                f"the body is {len(body)} bytes, and the limit is {self._max_body_bytes}"
+                " (RABBITFLOW_MAX_BODY_BYTES)"
+            )
+        if properties.content_type is not None and not _is_json(properties.content_type):
+            raise EventError(f"content type {properties.content_type!r} is not application/json")
+        if properties.content_encoding not in (None, "", "utf-8", "UTF-8", "identity"):
+            raise EventError(f"content encoding {properties.content_encoding!r} is not known")
+        claimed = delivery.event_type(self._names)
+        handler, signature = self._reaction_to(claimed, body)
+        event = signature.decode(body, properties.message_id)
+        if event.type != claimed:
+            # The property or the exchange says otherwise; what was announced is in the body.
+            handler, signature = self._reaction_to(event.type, body)
+            event = signature.decode(body, properties.message_id)
+        return handler, signature, event
+
+    def _reaction_to(self, event_type: str | None, body: bytes) -> tuple[Handler, Signature]:
+        if event_type is None:
+            raise EventError("not an event: the body is no JSON object with a type")
+        try:
+            return self._reactions[event_type]
+        except KeyError:
+            raise _NoHandler(
+                f"consumer {self._consumer.name} has no handler for {event_type};"
+                " a binding of an earlier version may still bring it"
+            ) from None
+
+    async def _attempt(
+        self, delivery: Delivery, handler: Handler, signature: Signature, event: Event[Any]
+    ) -> Exception | None:
+        """Run the handler, also again at once where its policy says so; return what it raised."""
+        runs_left = handler.retry.immediate
+        while True:
+            timeout_s = handler.timeout_s
+            context = Context(
+                event,
+                self._consumer.name,
+                self._publisher,
+                attempt=delivery.attempt,
+                is_replay=delivery.is_replay,
+                deadline=None if timeout_s is None else time.monotonic() + timeout_s,
+                loop=self._loop,
+            )
+            try:
+                await self._execution.run(handler, signature, event, context)
+            except Exception as error:
+                now = datetime.now(UTC)
+                failure = Failure(error, delivery.attempt, now, now)
+                if not runs_left or not handler.retry.is_worth_retrying(failure):
+                    return error
+                runs_left -= 1
+            else:
+                return None
+            await asyncio.sleep(_IMMEDIATE_PAUSE_S)
+
+    async def _ended_by_strikes(self, delivery: Delivery) -> bool:
+        strike = self._strikes.get(delivery.id)
+        if strike is None or strike.count < CRASH_LIMIT:
+            return False
+        error = _Crashed(
+            f"it killed the process it ran alone in {strike.count} times, last by {strike.cause}"
+        )
+        await self._dead_letter(delivery, CRASHED, error, delivery.event_type(self._names))
+        return True
+
+    async def _dead_letter(
+        self, delivery: Delivery, reason: str, error: Exception, event_type: str | None
+    ) -> None:
+        failed_at = datetime.now(UTC)
+        await self._settled(
+            delivery,
+            lambda: self._settlement.dead_letter(delivery, reason, error, failed_at, event_type),
+        )
+        self.outcomes[DEAD_LETTERED] += 1
+
+    async def _settled(self, delivery: Delivery, settle: Callable[[], Awaitable[None]]) -> None:
+        """Settle until the copy is confirmed, or the broker has the delivery back.
+
+        The slot is held meanwhile: a consumer that can't settle must not take more events.
+        """
+        is_told = False
+        self.unsettled += 1
+        try:
+            while not delivery.acks.is_closed:
+                try:
+                    await settle()
+                except RabbitflowError as error:
+                    if not is_told:
+                        logger.warning(
+                            "%s can't settle event %s and keeps trying: %s",
+                            self._consumer.name,
+                            delivery.id,
+                            error,
+                        )
+                        is_told = True
+                    await asyncio.sleep(_UNSETTLED_PAUSE_S)
+                else:
+                    return
+        finally:
+            self.unsettled -= 1
+
+
+def _is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")

@@ -1,0 +1,156 @@
+"""A child process as its supervisor sees it: started, heard, told to stop, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+EXIT_CONFIGURATION = 78
+"""EX_CONFIG of sysexits.h: starting again won't help, so nobody should."""
+EXIT_REPLACE = 75
+"""EX_TEMPFAIL: a thread hangs for good, and a fresh process is wanted at once."""
+EXIT_BROKER_LOST = 69
+"""EX_UNAVAILABLE: the broker could not be reached for too long."""
+ORDERLY_EXITS = frozenset({0, EXIT_CONFIGURATION, EXIT_REPLACE, EXIT_BROKER_LOST})
+
+LINE_LIMIT_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a child is told at its start: by its socket and never by argv, where ``ps`` shows it.
+
+    Fields:
+        module: which to import.
+        consumer: which of its consumers to run.
+        settings: as JSON, with the broker's URL.
+        strikes: events that killed a process they ran alone in.
+        note: the file in which it notes the event that runs alone.
+        after_crash: whether the child before it died.
+        concurrency: in place of the consumer's own.
+    """
+
+    module: str
+    consumer: str
+    settings: dict[str, Any]
+    strikes: dict[str, list[Any]] = field(default_factory=dict)
+    note: str | None = None
+    after_crash: bool = False
+    concurrency: int | None = None
+    log_format: str = "text"
+    log_level: str = "INFO"
+
+
+@dataclass(slots=True)
+class Beat:
+    """The last sign of life of a child.
+
+    Fields:
+        at: when, on the monotonic clock.
+        is_ready: whether the broker hands it events and it can settle them.
+        in_flight: deliveries in it that are not settled.
+        outcomes: how its deliveries ended, counted since its start.
+    """
+
+    at: float
+    is_ready: bool = False
+    in_flight: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+
+
+class Child:
+    """One running child. The socket to it is also its life line: when it closes, the child stops,
+    so that a supervisor that is killed leaves nobody behind."""
+
+    def __init__(self, process: asyncio.subprocess.Process, own_end: socket.socket) -> None:
+        self.process = process
+        self.beat = Beat(time.monotonic())
+        self.has_beaten = False
+        self.failure: str | None = None
+        self.killed_because: str | None = None
+        self._own_end = own_end
+        self._writer: asyncio.StreamWriter | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, order: Order) -> Child:
+        """Start a child and give it its order."""
+        own_end, childs_end = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "rabbitflow.worker.child",
+                order.consumer,
+                str(childs_end.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(childs_end.fileno(),),
+                # A process group of its own: Ctrl-C in a terminal is the supervisor's to hear.
+                process_group=0,
+            )
+        except BaseException:
+            own_end.close()
+            raise
+        finally:
+            childs_end.close()
+        child = cls(process, own_end)
+        reader, child._writer = await asyncio.open_connection(sock=own_end, limit=LINE_LIMIT_BYTES)
+        with contextlib.suppress(ConnectionError):
+            # A child that died at once closes its end; its exit status says more.
+            child._writer.write(json.dumps(_as_dict(order)).encode() + b"\n")
+            await child._writer.drain()
+        child._listening = asyncio.create_task(child._listen(reader))
+        return child
+
+    async def wait(self) -> int:
+        """Return the exit status once the child has ended; negative for a signal."""
+        status = await self.process.wait()
+        if self._listening is not None:
+            await self._listening
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+        return status
+
+    def terminate(self) -> None:
+        """Ask it to finish and stop; asked twice, it stops at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self, because: str) -> None:
+        """End it without asking."""
+        self.killed_because = because
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            async for line in reader:
+                report = json.loads(line)
+                if "failure" in report:
+                    self.failure = report["failure"]
+                else:
+                    self.beat = Beat(time.monotonic(), **report)
+                    self.has_beaten = True
+
+
+def ended(status: int) -> str:
+    """Say how a process ended, from its exit status."""
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return f"signal {-status} ({signal.Signals(-status).name})"
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _as_dict(order: Order) -> dict[str, Any]:
+    return {name: getattr(order, name) for name in order.__slots__}

@@ -1,0 +1,286 @@
+"""The runtime of one consumer in one process: subscribe, hand out deliveries, stop without loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from rabbitflow.consumer import Consumer
+from rabbitflow.declaration import declare, verify
+from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable
+from rabbitflow.publisher import Publisher
+from rabbitflow.settings import Settings
+from rabbitflow.topology import Names, consumer_topology
+from rabbitflow.worker.delivery import Delivery
+from rabbitflow.worker.execution import Execution
+from rabbitflow.worker.gate import Gate
+from rabbitflow.worker.handling import Handling
+from rabbitflow.worker.settlement import Settlement
+from rabbitflow.worker.subscription import Subscription
+from rabbitflow.worker.suspects import Strike, SuspectNote
+from rabbitflow.worker.waiting import first_of
+
+CHECK_EVERY_S = 10.0
+GIVE_UP_AFTER_S = 60.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class BrokerLost(BrokerUnavailable):
+    """The broker could not be reached for too long; whoever supervises starts a fresh process."""
+
+
+class ConsumerRuntime:
+    """Runs one consumer until told to stop.
+
+    Args:
+        consumer: what to run.
+        settings: where, and with which limits.
+        strikes: events that killed a process they ran alone in, by id.
+        note: where the id of a delivery that runs alone is noted; None where nobody reads it.
+        after_crash: begin with prefetch 1, until a delivery comes that the broker never took back.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        settings: Settings,
+        *,
+        strikes: Mapping[str, Strike] | None = None,
+        note: SuspectNote | None = None,
+        after_crash: bool = False,
+    ) -> None:
+        self._consumer = consumer
+        self._settings = settings
+        self._names = Names(settings.namespace)
+        self._note = note
+        self._is_cautious = after_crash
+        self._gate = Gate()
+        self._inbox: deque[Delivery] = deque()
+        self._arrived = asyncio.Semaphore(0)
+        self._unfinished = 0
+        self._all_finished = asyncio.Event()
+        self._all_finished.set()
+        self._stopping = asyncio.Event()
+        self._stopping_now = asyncio.Event()
+        self._widening = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._has_subscribed = False
+        self.needs_replacement = False
+        self._publisher = Publisher(settings=settings, source=consumer.name)
+        self._settlement = Settlement(
+            consumer.name, self._names, self._publisher.channel, self._declare_again
+        )
+        self._execution = Execution(consumer.concurrency, self._replace)
+        self.handling = Handling(
+            consumer,
+            consumer.resolve(),
+            settings,
+            self._publisher,
+            self._settlement,
+            self._execution,
+            strikes or {},
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the broker hands us deliveries and every outcome can be settled."""
+        subscription = self._subscription
+        return (
+            subscription is not None
+            and subscription.is_consuming
+            and not self.handling.unsettled
+            and not self._stopping.is_set()
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """How many deliveries are in this process, not settled yet."""
+        return self._unfinished
+
+    def stop(self) -> None:
+        """Take no more events, finish those that are here, then return from :meth:`run`."""
+        self._stopping.set()
+
+    def stop_now(self) -> None:
+        """Finish nothing: what is not settled goes back to its queue."""
+        self._stopping.set()
+        self._stopping_now.set()
+
+    async def run(self) -> None:
+        """Consume until stopped.
+
+        Raises:
+            ConfigurationError: the topology on the broker is another one.
+            AccessRefused: the broker refused this user at the first attempt.
+            BrokerLost: it could not be reached for ``GIVE_UP_AFTER_S`` seconds.
+        """
+        workers = [
+            asyncio.create_task(self._work(), name=f"{self._consumer.name}-{number}")
+            for number in range(self._consumer.concurrency)
+        ]
+        consuming = asyncio.create_task(self._consume(), name=f"{self._consumer.name}-consuming")
+        tasks = [consuming, *workers]
+        try:
+            # A worker task ends by a defect only, and that must not go unnoticed.
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._subscription is not None:
+                await self._subscription.close()
+            await self._publisher.close()
+            self._execution.close()
+
+    async def _consume(self) -> None:
+        await self._stay_subscribed()
+        await self._drain()
+
+    async def _stay_subscribed(self) -> None:
+        failing_since: float | None = None
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            try:
+                await self._subscribe()
+            except BrokerError as error:
+                if isinstance(error, AccessRefused) and not self._has_subscribed:
+                    raise
+                now = time.monotonic()
+                failing_since = failing_since or now
+                if now - failing_since > GIVE_UP_AFTER_S:
+                    raise BrokerLost(
+                        f"{self._consumer.name} could not subscribe for {GIVE_UP_AFTER_S:g} s:"
+                        f" {error}"
+                    ) from error
+                logger.warning("%s is not subscribed: %s", self._consumer.name, error)
+                await first_of(self._stopping, within_s=pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                continue
+            failing_since, pause_s = None, FIRST_PAUSE_S
+            await self._watch()
+
+    async def _subscribe(self) -> None:
+        name = f"rabbitflow {self._consumer.name} {os.getpid()}"
+        queue = self._names.queue(self._consumer.name)
+        subscription = await Subscription.open(self._settings, name, queue, self._receive)
+        try:
+            await self._declare_or_verify()
+            # Opened before the first delivery, so that its first failure does not wait for it.
+            await self._publisher.channel.open()
+            await subscription.consume(1 if self._is_cautious else self._consumer.prefetch)
+        except BaseException:
+            await subscription.close()
+            raise
+        self._subscription = subscription
+        self._has_subscribed = True
+        logger.info("%s consumes from queue %s", self._consumer.name, queue)
+
+    async def _watch(self) -> None:
+        """Return when the subscription is lost, or it is time to stop."""
+        subscription = self._subscription
+        assert subscription is not None
+        while not (self._stopping.is_set() or subscription.lost.done()):
+            await first_of(
+                self._stopping, self._widening, subscription.lost, within_s=CHECK_EVERY_S
+            )
+            try:
+                if self._widening.is_set():
+                    self._widening.clear()
+                    await subscription.consume(self._consumer.prefetch)
+                elif not self._stopping.is_set() and not subscription.lost.done():
+                    await subscription.check()
+            except BrokerError as error:
+                subscription.abandon(str(error))
+        if subscription.lost.done() and not self._stopping.is_set():
+            why = subscription.lost.result()
+            logger.warning("%s lost its subscription: %s", self._consumer.name, why)
+            await subscription.close()
+
+    async def _drain(self) -> None:
+        subscription = self._subscription
+        if subscription is None:
+            return
+        with contextlib.suppress(BrokerError):
+            # A lost connection stops the deliveries as well.
+            await subscription.pause()
+        await first_of(
+            self._all_finished, self._stopping_now, within_s=self._settings.shutdown_timeout_s
+        )
+        if self._unfinished:
+            logger.warning(
+                "%s stops with %d events unfinished; they go back to its queue",
+                self._consumer.name,
+                self._unfinished,
+            )
+
+    def _receive(self, delivery: Delivery) -> None:
+        if self._is_cautious and not delivery.came_back:
+            self._is_cautious = False
+            self._widening.set()
+        self._unfinished += 1
+        self._all_finished.clear()
+        self._inbox.append(delivery)
+        self._arrived.release()
+
+    async def _work(self) -> None:
+        gate = self._gate
+        while True:
+            await self._arrived.acquire()
+            delivery = self._inbox.popleft()
+            try:
+                # A delivery of a lost subscription is the broker's again.
+                if delivery.acks.is_closed:
+                    continue
+                if delivery.came_back:
+                    await self._handle_alone(delivery)
+                    continue
+                if not gate.is_open:
+                    await gate.opened()
+                gate.enter()
+                try:
+                    await self.handling.handle(delivery)
+                finally:
+                    gate.leave()
+            finally:
+                self._unfinished -= 1
+                if not self._unfinished:
+                    self._all_finished.set()
+
+    async def _handle_alone(self, delivery: Delivery) -> None:
+        async with self._gate.alone():
+            if self._note is not None:
+                self._note.write(delivery.id)
+            try:
+                await self.handling.handle(delivery)
+            finally:
+                if self._note is not None:
+                    self._note.clear()
+
+    async def _declare_or_verify(self, bucket_s: int | None = None) -> None:
+        consumer, settings = self._consumer, self._settings
+        buckets_s = consumer.retry_buckets_s() + ([] if bucket_s is None else [bucket_s])
+        topology = consumer_topology(consumer.name, consumer.event_types, buckets_s, settings)
+        connection = await self._publisher.channel.connection()
+        if settings.declare:
+            await declare(connection, topology, settings)
+        else:
+            await verify(connection, topology, settings)
+
+    async def _declare_again(self, bucket_s: int | None) -> None:
+        logger.warning("%s misses a queue of its own; declaring it again", self._consumer.name)
+        await self._declare_or_verify(bucket_s)
+
+    def _replace(self) -> None:
+        """Stop so that a fresh process takes over: a thread of this one hangs for good."""
+        self.needs_replacement = True
+        self.stop()

@@ -1,0 +1,274 @@
+"""The supervisor: one child process per consumer, restarted when it dies, none blocking another."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rabbitflow.errors import ConfigurationError
+from rabbitflow.settings import Settings
+from rabbitflow.topology import Names
+from rabbitflow.worker.discovery import Discovery, Found, discover
+from rabbitflow.worker.process import (
+    EXIT_CONFIGURATION,
+    EXIT_REPLACE,
+    ORDERLY_EXITS,
+    Child,
+    Order,
+    ended,
+)
+from rabbitflow.worker.suspects import Strikes, SuspectNote
+from rabbitflow.worker.waiting import first_of
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 30.0
+STEADY_AFTER_S = 60.0
+START_TIMEOUT_S = 60.0
+KILL_AFTER_S = 5.0
+LOOK_EVERY_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a worker was asked to run.
+
+    Fields:
+        modules: to search for consumers.
+        processes: how many children each consumer gets.
+        concurrency: in place of the consumers' own.
+        reload: start everything anew when a Python file below the current directory changes.
+        log_format: of the children, ``text`` or ``json``.
+        log_level: of the children.
+    """
+
+    modules: tuple[str, ...]
+    processes: int = 1
+    concurrency: int | None = None
+    reload: bool = False
+    log_format: str = "text"
+    log_level: str = "INFO"
+
+
+class Slot:
+    """The place of one child: whoever runs there, how often it died, what killed it."""
+
+    def __init__(self, found: Found, number: int, directory: Path, settings: Settings) -> None:
+        self.found = found
+        self.child: Child | None = None
+        self.is_refused = False
+        self.label = found.name if not number else f"{found.name}#{number + 1}"
+        queue = Names(settings.namespace).queue(found.name)
+        self.strikes = Strikes(settings.state_dir / f"{queue}.strikes.json")
+        self.note_path = directory / f"{self.label}.suspect"
+        self.note = SuspectNote(self.note_path)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its child consumes and can settle."""
+        return self.child is not None and self.child.beat.is_ready
+
+
+class Supervisor:
+    """Runs the consumers of some modules until it is told to stop.
+
+    It handles no message and imports no user code, so nothing that a handler does can harm it.
+
+    Args:
+        plan: what to run.
+        settings: where, and with which limits.
+        on_discovered: called with what was found, each time the modules are searched.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: Settings,
+        on_discovered: Callable[[Discovery], None] = lambda discovery: None,
+    ) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._on_discovered = on_discovered
+        self._stopping = asyncio.Event()
+        self._stopping_now = asyncio.Event()
+        self._restarting = asyncio.Event()
+        self.slots: list[Slot] = []
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every consumer is registered at the broker and can settle."""
+        return bool(self.slots) and all(slot.is_ready for slot in self.slots)
+
+    def stop(self) -> None:
+        """Stop in order; called again, at once."""
+        if self._stopping.is_set():
+            self._stopping_now.set()
+        self._stopping.set()
+
+    def restart(self) -> None:
+        """Search the modules again and start every child anew, as after a change of code."""
+        self._restarting.set()
+
+    async def run(self) -> int:
+        """Run until stopped; return the exit code of the worker.
+
+        Raises:
+            ConfigurationError: nothing that can be run was found.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.restart)
+        with tempfile.TemporaryDirectory(prefix="rabbitflow-") as directory:
+            watching = asyncio.create_task(self._watch_files()) if self._plan.reload else None
+            try:
+                while True:
+                    self._restarting.clear()
+                    code = await self._run_once(Path(directory))
+                    if self._stopping.is_set() or not self._restarting.is_set():
+                        return code
+            finally:
+                if watching is not None:
+                    watching.cancel()
+                    await asyncio.gather(watching, return_exceptions=True)
+
+    async def _run_once(self, directory: Path) -> int:
+        discovery = await discover(self._plan.modules)
+        self._on_discovered(discovery)
+        for broken in discovery.broken:
+            logger.error("module %s is not run: %s", broken.module, broken.error)
+            if broken.traceback:
+                logger.debug("%s", broken.traceback)
+        if not discovery.consumers:
+            if not self._plan.reload:
+                raise ConfigurationError(_nothing_found(self._plan.modules, discovery))
+            logger.error("nothing to run until a file changes")
+            await first_of(self._stopping, self._restarting, within_s=None)
+            return EXIT_CONFIGURATION
+        self.slots = [
+            Slot(found, number, directory, self._settings)
+            for found in discovery.consumers
+            for number in range(self._plan.processes)
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for slot in self.slots:
+                    group.create_task(self._keep(slot))
+        finally:
+            for slot in self.slots:
+                slot.note.close()
+        return EXIT_CONFIGURATION if all(slot.is_refused for slot in self.slots) else 0
+
+    async def _watch_files(self) -> None:
+        """Restart on every change of a Python file below the current directory."""
+        try:
+            from watchfiles import PythonFilter, awatch  # noqa: PLC0415
+        except ImportError:
+            raise ConfigurationError(
+                "--reload needs watchfiles; install it with: pip install 'rabbitflow[reload]'"
+            ) from None
+        async for changes in awatch(Path.cwd(), watch_filter=PythonFilter()):
+            logger.info("%d files changed; starting anew", len(changes))
+            self.restart()
+
+    async def _keep(self, slot: Slot) -> None:
+        """Keep a child running in ``slot``. Tasks of other slots never wait for this one."""
+        pause_s = FIRST_PAUSE_S
+        after_crash = False
+        while not self._is_ending():
+            slot.note.clear()
+            started_at = time.monotonic()
+            slot.child = await Child.start(self._order(slot, after_crash=after_crash))
+            status = await self._attend(slot, slot.child)
+            if self._is_ending() and status in ORDERLY_EXITS:
+                return
+            if status == EXIT_CONFIGURATION:
+                slot.is_refused = True
+                logger.error("%s is not run: %s", slot.label, slot.child.failure)
+                return
+            after_crash = status not in ORDERLY_EXITS
+            self._report_end(slot, slot.child, status)
+            if self._is_ending():
+                return
+            if time.monotonic() - started_at > STEADY_AFTER_S or status == EXIT_REPLACE:
+                pause_s = FIRST_PAUSE_S
+            await first_of(self._stopping, self._restarting, within_s=pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _order(self, slot: Slot, *, after_crash: bool) -> Order:
+        return Order(
+            module=slot.found.module,
+            consumer=slot.found.name,
+            settings=self._settings.as_order(),
+            strikes=slot.strikes.as_json(),
+            note=str(slot.note_path),
+            after_crash=after_crash,
+            concurrency=self._plan.concurrency,
+            log_format=self._plan.log_format,
+            log_level=self._plan.log_level,
+        )
+
+    async def _attend(self, slot: Slot, child: Child) -> int:
+        """Watch a child until it ends: replace it when it hangs, stop it when it is time."""
+        ending = asyncio.ensure_future(child.wait())
+        try:
+            while not (ending.done() or self._is_ending()):
+                await first_of(ending, self._stopping, self._restarting, within_s=LOOK_EVERY_S)
+                self._replace_if_stalled(slot, child)
+            if not ending.done():
+                child.terminate()
+                grace_s = self._settings.shutdown_timeout_s + KILL_AFTER_S
+                await first_of(ending, self._stopping_now, within_s=grace_s)
+            if not ending.done() and self._stopping_now.is_set():
+                child.terminate()
+                await first_of(ending, within_s=KILL_AFTER_S)
+            if not ending.done():
+                child.kill("it did not stop in time")
+            return await ending
+        finally:
+            if not ending.done():
+                child.kill("the supervisor failed")
+                await ending
+
+    def _replace_if_stalled(self, slot: Slot, child: Child) -> None:
+        silent_s = time.monotonic() - child.beat.at
+        limit_s = self._settings.stall_timeout_s if child.has_beaten else START_TIMEOUT_S
+        if silent_s > limit_s and child.killed_because is None:
+            logger.error("%s gave no sign of life for %.0f s; replacing it", slot.label, silent_s)
+            child.kill(f"its event loop stood still for {silent_s:.0f} s")
+
+    def _report_end(self, slot: Slot, child: Child, status: int) -> None:
+        cause = child.killed_because or ended(status)
+        if status in ORDERLY_EXITS:
+            why = child.failure or "a handler hangs in its thread"
+            logger.warning("%s is replaced: %s", slot.label, why)
+            return
+        logger.error("%s died (%s); starting it again", slot.label, cause)
+        event_id = slot.note.read()
+        if event_id is None:
+            return
+        try:
+            strike = slot.strikes.add(event_id, cause)
+        except OSError as error:
+            logger.error("the strike of event %s can't be kept: %s", event_id, error)
+            return
+        logger.error("event %s was alone in %s: strike %d", event_id, slot.label, strike.count)
+
+    def _is_ending(self) -> bool:
+        return self._stopping.is_set() or self._restarting.is_set()
+
+
+def _nothing_found(modules: Sequence[str], discovery: Discovery) -> str:
+    if discovery.broken:
+        return "; ".join(f"{broken.module}: {broken.error}" for broken in discovery.broken)
+    return (
+        f"no consumer is defined in {', '.join(modules)} (searched from {Path.cwd()});"
+        ' write payment = Consumer("payment") in a module of it'
+    )
