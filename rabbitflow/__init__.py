@@ -1,10 +1,12 @@
 """rabbitflow: announce what happened, let others react. Event workers on RabbitMQ."""
 
 from rabbitflow._version import __version__
+from rabbitflow.breaker import Breaker
 from rabbitflow.consumer import Consumer
 from rabbitflow.context import Context
 from rabbitflow.errors import (
     AccessRefused,
+    BatchFailed,
     BrokerError,
     BrokerUnavailable,
     ConfigurationError,
@@ -23,6 +25,8 @@ from rabbitflow.retry import Retry
 
 __all__ = [
     "AccessRefused",
+    "BatchFailed",
+    "Breaker",
     "BrokerError",
     "BrokerUnavailable",
     "ConfigurationError",

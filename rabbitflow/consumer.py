@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rabbitflow.breaker import Breaker
 from rabbitflow.durations import Duration, seconds
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.event import EventType
+from rabbitflow.rate import Rate
 from rabbitflow.retry import Retry
 from rabbitflow.signature import HandlerFunction, Signature, resolve, where
 from rabbitflow.topology import RETRY_BUCKETS_S, bucket_for, check_consumer_name
@@ -26,6 +28,14 @@ _event_type = TypeAdapter(EventType)
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """At most ``size`` events a run, and none waits longer than ``within_s`` seconds for others."""
+
+    size: int
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """One function that reacts to one event type.
 
@@ -34,12 +44,14 @@ class Handler:
         function: as written.
         timeout_s: how long one run may take, in seconds; None for no limit.
         retry: the policy of its failures.
+        batch: how many events one run gets; None for one event a run.
     """
 
     event_type: str
     function: HandlerFunction
     timeout_s: float | None
     retry: Retry
+    batch: Batch | None = None
 
 
 class Consumer:
@@ -53,6 +65,8 @@ class Consumer:
         retry: the policy of failures, for handlers without their own.
         timeout: how long a handler may run, in seconds or as ``"30s"``; None for no limit but the
             broker's own delivery time-out (30 minutes by default).
+        breaker: stop taking events while most of them fail; None for never.
+        rate_limit: how many events may begin, such as ``"50/s"`` or ``"600/m"``, in each process.
 
     Raises:
         ConfigurationError: the name or a number does not fit.
@@ -66,6 +80,8 @@ class Consumer:
         prefetch: int | None = None,
         retry: Retry = DEFAULT_RETRY,
         timeout: Duration | None = DEFAULT_TIMEOUT_S,
+        breaker: Breaker | None = None,
+        rate_limit: str | None = None,
     ) -> None:
         if concurrency < 1:
             raise ConfigurationError(f"consumer {name}: concurrency is at least 1")
@@ -77,6 +93,8 @@ class Consumer:
         self.concurrency = concurrency
         self.retry = _policy(name, retry)
         self.timeout_s = None if timeout is None else seconds(timeout)
+        self.breaker = breaker
+        self.rate = None if rate_limit is None else Rate.parse(rate_limit)
         self.module: str = sys._getframe(1).f_globals.get("__name__", "__main__")
         self._prefetch = prefetch
         self._handlers: dict[str, Handler] = {}
@@ -87,8 +105,17 @@ class Consumer:
     @property
     def prefetch(self) -> int:
         """How many unacknowledged events the broker hands to one process."""
-        usual = self.concurrency + max(2, self.concurrency // 2)
-        return usual if self._prefetch is None else max(self._prefetch, self.concurrency)
+        usual = self.slots + max(2, self.concurrency // 2)
+        return usual if self._prefetch is None else max(self._prefetch, self.slots)
+
+    @property
+    def slots(self) -> int:
+        """How many events may be begun and not settled in one process: those of a batch wait for
+        each other, so there are as many as the largest batches need."""
+        largest = max(
+            (handler.batch.size for handler in self._handlers.values() if handler.batch), default=1
+        )
+        return self.concurrency * largest
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -118,6 +145,43 @@ class Consumer:
         Raises:
             ConfigurationError: no event type, a malformed one, or one that has a handler already.
         """
+        return self._registering(event_types, timeout, retry, None)
+
+    def on_batch(
+        self,
+        *event_types: str,
+        size: int,
+        within: Duration = 1.0,
+        timeout: Duration | None = None,
+        retry: Retry | None = None,
+    ) -> Callable[[FunctionT], FunctionT]:
+        """Register the decorated function for many events at once.
+
+        It takes lists: ``list[Event[Model]]`` or ``list[Model]``, and ``list[Context]``, in the
+        same order. Every event is settled for itself: raise :class:`BatchFailed` to name those that
+        failed. When anything else is raised, each event of the batch is run once more alone, so
+        that one bad event does not fail its neighbours.
+
+        Args:
+            size: at most so many events a run.
+            within: how long the first event of a batch waits for others, in seconds or ``"500ms"``.
+            timeout: of one run; the consumer's where not given.
+            retry: the policy of this handler; the consumer's where not given.
+
+        Raises:
+            ConfigurationError: as :meth:`on`.
+        """
+        if size < 1:
+            raise ConfigurationError(f"consumer {self.name}: a batch holds at least 1 event")
+        return self._registering(event_types, timeout, retry, Batch(size, seconds(within)))
+
+    def _registering(
+        self,
+        event_types: tuple[str, ...],
+        timeout: Duration | None,
+        retry: Retry | None,
+        batch: Batch | None,
+    ) -> Callable[[FunctionT], FunctionT]:
         if not event_types or not all(isinstance(name, str) for name in event_types):
             raise ConfigurationError(
                 f'consumer {self.name}: name the event types, @{self.name}.on("ORDER_PLACED")'
@@ -127,7 +191,7 @@ class Consumer:
 
         def register(function: FunctionT) -> FunctionT:
             for event_type in event_types:
-                self._register(Handler(event_type, function, timeout_s, policy))
+                self._register(Handler(event_type, function, timeout_s, policy, batch))
             return function
 
         return register
@@ -162,7 +226,8 @@ class Consumer:
         signatures: dict[HandlerFunction, Signature] = {}
         for handler in self._handlers.values():
             if handler.function not in signatures:
-                signatures[handler.function] = resolve(handler.function)
+                is_batch = handler.batch is not None
+                signatures[handler.function] = resolve(handler.function, is_batch=is_batch)
         return {
             event_type: signatures[handler.function]
             for event_type, handler in self._handlers.items()

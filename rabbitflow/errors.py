@@ -1,5 +1,7 @@
 """The errors rabbitflow raises: one small tree, each saying what, where and what to do next."""
 
+from collections.abc import Mapping
+
 
 class RabbitflowError(Exception):
     """The root: catch this to catch everything rabbitflow raises on purpose."""
@@ -61,6 +63,18 @@ class DeadLetter(RabbitflowError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class BatchFailed(RabbitflowError):
+    """Raised by a batch handler: these events failed, the others of the batch are done.
+
+    Args:
+        errors: what went wrong, by event id. Each event is retried or dead-lettered for itself.
+    """
+
+    def __init__(self, errors: Mapping[str, Exception]) -> None:
+        super().__init__(f"{len(errors)} events of the batch failed")
+        self.errors = dict(errors)
 
 
 class HandlerTimeout(RabbitflowError, TimeoutError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from rabbitflow.errors import ConfigurationError
 from rabbitflow.event import Event, EventDecoder
 
 HandlerFunction = Callable[..., Any]
-Call = Callable[[Event[Any], Context], Any]
+Call = Callable[[Any, Any], Any]
 
 _ASKS = "annotate it with Event[Model], Context, or the type of the event's data"
 
@@ -49,8 +49,9 @@ def is_coroutine_function(function: HandlerFunction) -> bool:
     )
 
 
-def resolve(function: HandlerFunction) -> Signature:
-    """Return how to call ``function``.
+def resolve(function: HandlerFunction, *, is_batch: bool = False) -> Signature:
+    """Return how to call ``function``; for a batch, its arguments are lists, and so is what
+    ``call`` is given.
 
     Raises:
         ConfigurationError: an argument can't be filled, or its type can't be validated; the text
@@ -74,10 +75,10 @@ def resolve(function: HandlerFunction) -> Signature:
         is_optional = parameter.default is not parameter.empty
         if hint is parameter.empty and not is_optional:
             raise _fault(function, f"argument {parameter.name!r} has no annotation: {_ASKS}")
-        pick, data_type = _source_of(hint)
-        if is_optional and pick is _the_data:
+        pick, data_type = _source_of(function, parameter.name, hint, is_batch=is_batch)
+        if is_optional and pick in (_the_data, _each_data):
             continue  # a default is the author's own value, such as an injected client
-        if pick is not _the_context:
+        if pick not in (_the_context, _each_context):
             data_types.append(data_type)
         if parameter.kind is parameter.KEYWORD_ONLY:
             keyword[parameter.name] = pick
@@ -96,14 +97,22 @@ def resolve(function: HandlerFunction) -> Signature:
     )
 
 
-def _source_of(hint: Any) -> tuple[Call, Any]:
+def _source_of(
+    function: HandlerFunction, name: str, hint: Any, *, is_batch: bool
+) -> tuple[Call, Any]:
     """Return what fills an argument annotated with ``hint``, and the data type that it asks for."""
+    if is_batch and hint is not inspect.Parameter.empty:
+        hint = _element_of(function, name, hint)
+    data_type: Any = Any
     if hint is Context:
-        return _the_context, Any
-    if isinstance(hint, type) and issubclass(hint, Event):
+        pick = _the_context
+    elif isinstance(hint, type) and issubclass(hint, Event):
+        pick = _the_event
         arguments = hint.__pydantic_generic_metadata__["args"]
-        return _the_event, arguments[0] if arguments else Any
-    return _the_data, hint
+        data_type = arguments[0] if arguments else Any
+    else:
+        pick, data_type = _the_data, hint
+    return _BATCHED[pick] if is_batch else pick, data_type
 
 
 def _the_event(event: Event[Any], context: Context) -> Any:
@@ -116,6 +125,33 @@ def _the_data(event: Event[Any], context: Context) -> Any:
 
 def _the_context(event: Event[Any], context: Context) -> Any:
     return context
+
+
+def _each_data(events: Any, contexts: Any) -> Any:
+    return [event.data for event in events]
+
+
+def _each_event(events: Any, contexts: Any) -> Any:
+    return events
+
+
+def _each_context(events: Any, contexts: Any) -> Any:
+    return contexts
+
+
+_BATCHED: dict[Call, Call] = {
+    _the_event: _each_event,
+    _the_data: _each_data,
+    _the_context: _each_context,
+}
+
+
+def _element_of(function: HandlerFunction, name: str, hint: Any) -> Any:
+    """Return T of an argument ``list[T]`` of a batch handler."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (list, Sequence) and len(arguments) == 1:
+        return arguments[0]
+    raise _fault(function, f"argument {name!r} of a batch handler is a list: list[Event[Model]]")
 
 
 def _caller(

@@ -155,6 +155,10 @@ class Names:
         """The consumer's dead letters."""
         return self._of(f"{consumer}.dead")
 
+    def paused(self, consumer: str) -> str:
+        """The queue whose existence says that the consumer is paused, on every host."""
+        return self._of(f"{consumer}.paused")
+
     def control(self) -> str:
         """The exchange on which operators pause and resume consumers on every host."""
         return self._of("rabbitflow.control")
@@ -222,6 +226,18 @@ def consumer_topology(
         topology += event_topology(event_type, settings)
         topology += Topology(bindings=(Binding(queue, names.exchange(event_type)),))
     return topology
+
+
+def pause_topology(consumer: str, settings: Settings) -> Topology:
+    """Return the mark that says a consumer is paused. It is a queue because that is what a broker
+    remembers, and what anybody may look for without any permission."""
+    names = Names(settings.namespace)
+    return Topology(queues=(Queue(names.paused(consumer), _holding(settings.queue_type)),))
+
+
+def control_topology(settings: Settings) -> Topology:
+    """Return the exchange over which running workers hear that a consumer was paused or resumed."""
+    return Topology(exchanges=(Exchange(Names(settings.namespace).control()),))
 
 
 def _dead_lettering(queue_type: QueueType, target: str, delivery_limit: int) -> Arguments:

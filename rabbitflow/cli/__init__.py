@@ -10,7 +10,9 @@ import click
 from rabbitflow._version import __version__
 
 COMMANDS = {
+    "pause": "rabbitflow.cli.control:pause",
     "publish": "rabbitflow.cli.publish:publish",
+    "resume": "rabbitflow.cli.control:resume",
     "topology": "rabbitflow.cli.topology:topology",
     "worker": "rabbitflow.cli.worker:worker",
 }

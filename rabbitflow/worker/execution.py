@@ -8,10 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rabbitflow.consumer import Handler
-from rabbitflow.context import Context
 from rabbitflow.errors import HandlerExit, HandlerTimeout
-from rabbitflow.event import Event
 from rabbitflow.signature import Signature, awaitable_result
 
 
@@ -30,20 +27,22 @@ class Execution:
         self._on_hung_thread = on_hung_thread
 
     async def run(
-        self, handler: Handler, signature: Signature, event: Event[Any], context: Context
+        self, signature: Signature, timeout_s: float | None, event: Any, context: Any
     ) -> None:
-        """Run the handler once; return when its effect is done.
+        """Run a handler once, with an event and its context or with the lists of a batch.
+
+        Returns when its effect is done.
 
         Raises:
-            HandlerTimeout: it took longer than ``handler.timeout_s``.
+            HandlerTimeout: it took longer than ``timeout_s`` seconds.
             HandlerExit: it called ``sys.exit``, or cancelled itself.
             Exception: whatever it raised.
         """
         try:
             if not signature.is_async:
-                await self._in_thread(handler, signature, event, context)
+                await self._in_thread(signature, timeout_s, event, context)
             else:
-                await self._within(handler.timeout_s, signature.call(event, context))
+                await self._within(timeout_s, signature.call(event, context))
         except SystemExit as error:
             raise HandlerExit(f"the handler called sys.exit({error.code!r})") from error
         except asyncio.CancelledError as error:
@@ -65,21 +64,21 @@ class Execution:
             raise
 
     async def _in_thread(
-        self, handler: Handler, signature: Signature, event: Event[Any], context: Context
+        self, signature: Signature, timeout_s: float | None, event: Any, context: Any
     ) -> None:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="rabbitflow-handler")
         loop = asyncio.get_running_loop()
         bound = contextvars.copy_context()
         running = loop.run_in_executor(self._pool, bound.run, _call, signature, event, context)
-        done, _ = await asyncio.wait({running}, timeout=handler.timeout_s)
+        done, _ = await asyncio.wait({running}, timeout=timeout_s)
         if not done:
             running.add_done_callback(_drop_late_outcome)
             self._on_hung_thread()
-            raise _timeout(handler.timeout_s or 0.0)
+            raise _timeout(timeout_s or 0.0)
         awaitable = awaitable_result(running.result())
         if awaitable is not None:
-            await self._within(handler.timeout_s, awaitable)
+            await self._within(timeout_s, awaitable)
 
     def close(self) -> None:
         """Let the threads end by themselves; hung ones are left behind."""
@@ -87,7 +86,7 @@ class Execution:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _call(signature: Signature, event: Event[Any], context: Context) -> Any:
+def _call(signature: Signature, event: Any, context: Any) -> Any:
     try:
         return signature.call(event, context)
     except StopIteration as error:

@@ -11,6 +11,7 @@ class Gate:
     """Shared passage by default; exclusive for a delivery that may kill its process.
 
     Shared passage costs no await: look at :attr:`is_open`, then :meth:`enter`, later :meth:`leave`.
+    :attr:`emptied` is set while nobody is inside.
     """
 
     def __init__(self) -> None:
@@ -18,8 +19,8 @@ class Gate:
         self._one_at_a_time = asyncio.Lock()
         self._open = asyncio.Event()
         self._open.set()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self.emptied = asyncio.Event()
+        self.emptied.set()
 
     @property
     def is_open(self) -> bool:
@@ -34,13 +35,13 @@ class Gate:
     def enter(self) -> None:
         """Pass together with others."""
         self.inside += 1
-        self._empty.clear()
+        self.emptied.clear()
 
     def leave(self) -> None:
         """Come out again."""
         self.inside -= 1
         if not self.inside:
-            self._empty.set()
+            self.emptied.set()
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -48,7 +49,7 @@ class Gate:
         async with self._one_at_a_time:
             self._open.clear()
             try:
-                await self._empty.wait()
+                await self.emptied.wait()
                 self.enter()
                 try:
                     yield

@@ -6,19 +6,20 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rabbitflow.consumer import Consumer, Handler
+from rabbitflow.consumer import Batch, Consumer, Handler
 from rabbitflow.context import Context
 from rabbitflow.errors import EventError, RabbitflowError
 from rabbitflow.event import Event
 from rabbitflow.publisher import Publisher
-from rabbitflow.retry import CRASHED, INVALID, NO_HANDLER, Dead, Failure, RetryIn
+from rabbitflow.retry import CRASHED, INVALID, NO_HANDLER, REJECTED, Dead, Failure, RetryIn
 from rabbitflow.settings import Settings
-from rabbitflow.signature import Signature
+from rabbitflow.signature import HandlerFunction, Signature
 from rabbitflow.topology import Names
+from rabbitflow.worker.batches import Batches
 from rabbitflow.worker.delivery import Delivery
 from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.settlement import Settlement
@@ -79,27 +80,38 @@ class Handling:
             event_type: (handler, signatures[event_type])
             for event_type, handler in consumer.handlers.items()
         }
+        self._batches: dict[HandlerFunction, Batches] = {}
+        self._batching = asyncio.Semaphore(consumer.concurrency)
 
-    async def handle(self, delivery: Delivery) -> None:
+    async def close(self) -> None:
+        """End what runs in batches."""
+        for batches in self._batches.values():
+            await batches.close()
+
+    async def handle(self, delivery: Delivery) -> bool | None:
         """Handle a delivery to its end: acked, handed to a retry queue, or dead-lettered.
 
         Only a cancellation, or a subscription that was lost meanwhile, leaves it to the broker.
+
+        Returns:
+            Whether the handler failed in a way that says something of what it depends on; None
+            where it did not run, or refused the event itself.
         """
         if self._strikes and await self._ended_by_strikes(delivery):
-            return
+            return None
         try:
             handler, signature, event = self._read(delivery)
         except EventError as error:
             await self._dead_letter(delivery, INVALID, error, delivery.event_type(self._names))
-            return
+            return None
         except _NoHandler as error:
             await self._dead_letter(delivery, NO_HANDLER, error, delivery.event_type(self._names))
-            return
+            return None
         raised = await self._attempt(delivery, handler, signature, event)
         if raised is None:
             delivery.ack()
             self.outcomes[SUCCEEDED] += 1
-            return
+            return False
         failed_at = datetime.now(UTC)
         first_failed_at = delivery.first_failed_at(failed_at)
         failure = Failure(raised, delivery.attempt, first_failed_at, failed_at)
@@ -110,8 +122,10 @@ class Handling:
                 )
                 self.outcomes[RETRIED] += 1
                 logger.debug("%s retries %s in %g s", self._consumer.name, event.id, delay_s)
+                return True
             case Dead(reason):
                 await self._dead_letter(delivery, reason, raised, event.type)
+                return None if reason == REJECTED else True
 
     def _read(self, delivery: Delivery) -> tuple[Handler, Signature, Event[Any]]:
         """Return the event and who handles it, from a delivery that may hold anything."""
@@ -162,7 +176,10 @@ class Handling:
                 loop=self._loop,
             )
             try:
-                await self._execution.run(handler, signature, event, context)
+                if handler.batch is None:
+                    await self._execution.run(signature, timeout_s, event, context)
+                else:
+                    await self._batches_of(handler, handler.batch, signature).add(event, context)
             except Exception as error:
                 now = datetime.now(UTC)
                 failure = Failure(error, delivery.attempt, now, now)
@@ -172,6 +189,17 @@ class Handling:
             else:
                 return None
             await asyncio.sleep(_IMMEDIATE_PAUSE_S)
+
+    def _batches_of(self, handler: Handler, batch: Batch, signature: Signature) -> Batches:
+        batches = self._batches.get(handler.function)
+        if batches is None:
+
+            async def run(events: Sequence[Event[Any]], contexts: Sequence[Context]) -> None:
+                async with self._batching:
+                    await self._execution.run(signature, handler.timeout_s, events, contexts)
+
+            batches = self._batches[handler.function] = Batches(batch, run)
+        return batches
 
     async def _ended_by_strikes(self, delivery: Delivery) -> bool:
         strike = self._strikes.get(delivery.id)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from rabbitflow.consumer import Consumer
+from rabbitflow.control import is_paused, listen
 from rabbitflow.declaration import declare, verify
 from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable
 from rabbitflow.publisher import Publisher
@@ -20,6 +21,7 @@ from rabbitflow.worker.delivery import Delivery
 from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.gate import Gate
 from rabbitflow.worker.handling import Handling
+from rabbitflow.worker.intake import Intake
 from rabbitflow.worker.settlement import Settlement
 from rabbitflow.worker.subscription import Subscription
 from rabbitflow.worker.suspects import Strike, SuspectNote
@@ -61,7 +63,12 @@ class ConsumerRuntime:
         self._settings = settings
         self._names = Names(settings.namespace)
         self._note = note
-        self._is_cautious = after_crash
+        self._intake = Intake(
+            consumer.prefetch,
+            is_cautious=after_crash,
+            breaker=consumer.breaker,
+            rate=consumer.rate,
+        )
         self._gate = Gate()
         self._inbox: deque[Delivery] = deque()
         self._arrived = asyncio.Semaphore(0)
@@ -70,7 +77,7 @@ class ConsumerRuntime:
         self._all_finished.set()
         self._stopping = asyncio.Event()
         self._stopping_now = asyncio.Event()
-        self._widening = asyncio.Event()
+        self._told = asyncio.Event()
         self._subscription: Subscription | None = None
         self._has_subscribed = False
         self.needs_replacement = False
@@ -91,11 +98,12 @@ class ConsumerRuntime:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the broker hands us deliveries and every outcome can be settled."""
+        """Whether the broker hands us what we ask for, and every outcome can be settled."""
         subscription = self._subscription
         return (
             subscription is not None
-            and subscription.is_consuming
+            and not subscription.lost.done()
+            and (subscription.is_consuming or not self._intake.prefetch)
             and not self.handling.unsettled
             and not self._stopping.is_set()
         )
@@ -124,7 +132,7 @@ class ConsumerRuntime:
         """
         workers = [
             asyncio.create_task(self._work(), name=f"{self._consumer.name}-{number}")
-            for number in range(self._consumer.concurrency)
+            for number in range(self._consumer.slots)
         ]
         consuming = asyncio.create_task(self._consume(), name=f"{self._consumer.name}-consuming")
         tasks = [consuming, *workers]
@@ -137,6 +145,8 @@ class ConsumerRuntime:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._intake.close()
+            await self.handling.close()
             if self._subscription is not None:
                 await self._subscription.close()
             await self._publisher.close()
@@ -177,7 +187,10 @@ class ConsumerRuntime:
             await self._declare_or_verify()
             # Opened before the first delivery, so that its first failure does not wait for it.
             await self._publisher.channel.open()
-            await subscription.consume(1 if self._is_cautious else self._consumer.prefetch)
+            if self._settings.declare:
+                await listen(subscription.connection, self._settings, self._told.set)
+            await self._look_for_pause(subscription)
+            await self._take(subscription)
         except BaseException:
             await subscription.close()
             raise
@@ -189,22 +202,51 @@ class ConsumerRuntime:
         """Return when the subscription is lost, or it is time to stop."""
         subscription = self._subscription
         assert subscription is not None
+        intake = self._intake
         while not (self._stopping.is_set() or subscription.lost.done()):
             await first_of(
-                self._stopping, self._widening, subscription.lost, within_s=CHECK_EVERY_S
+                self._stopping,
+                intake.changed,
+                self._told,
+                subscription.lost,
+                within_s=CHECK_EVERY_S,
             )
+            if self._stopping.is_set() or subscription.lost.done():
+                break
             try:
-                if self._widening.is_set():
-                    self._widening.clear()
-                    await subscription.consume(self._consumer.prefetch)
-                elif not self._stopping.is_set() and not subscription.lost.done():
+                if intake.changed.is_set():
+                    await self._take(subscription)
+                elif self._told.is_set():
+                    self._told.clear()
+                    await self._look_for_pause(subscription)
+                else:
                     await subscription.check()
+                    await self._look_for_pause(subscription)
             except BrokerError as error:
                 subscription.abandon(str(error))
         if subscription.lost.done() and not self._stopping.is_set():
             why = subscription.lost.result()
             logger.warning("%s lost its subscription: %s", self._consumer.name, why)
             await subscription.close()
+
+    async def _take(self, subscription: Subscription) -> None:
+        """Ask the broker for as many events as the intake says."""
+        intake = self._intake
+        intake.changed.clear()
+        prefetch = intake.prefetch
+        if prefetch:
+            await subscription.consume(prefetch)
+            return
+        await subscription.pause()
+        why = "an operator" if intake.is_paused else "its circuit breaker"
+        logger.warning("%s is paused by %s; its queue keeps the events", self._consumer.name, why)
+
+    async def _look_for_pause(self, subscription: Subscription) -> None:
+        name, settings = self._consumer.name, self._settings
+        was_paused = self._intake.is_paused
+        self._intake.pause(await is_paused(subscription.connection, name, settings))
+        if was_paused and not self._intake.is_paused:
+            logger.info("%s is resumed", name)
 
     async def _drain(self) -> None:
         subscription = self._subscription
@@ -213,9 +255,9 @@ class ConsumerRuntime:
         with contextlib.suppress(BrokerError):
             # A lost connection stops the deliveries as well.
             await subscription.pause()
-        await first_of(
-            self._all_finished, self._stopping_now, within_s=self._settings.shutdown_timeout_s
-        )
+        # What is held back is not begun any more; what has begun is finished.
+        finished = self._all_finished if self._intake.prefetch else self._gate.emptied
+        await first_of(finished, self._stopping_now, within_s=self._settings.shutdown_timeout_s)
         if self._unfinished:
             logger.warning(
                 "%s stops with %d events unfinished; they go back to its queue",
@@ -224,44 +266,47 @@ class ConsumerRuntime:
             )
 
     def _receive(self, delivery: Delivery) -> None:
-        if self._is_cautious and not delivery.came_back:
-            self._is_cautious = False
-            self._widening.set()
+        if not delivery.came_back:
+            self._intake.trust()
         self._unfinished += 1
         self._all_finished.clear()
         self._inbox.append(delivery)
         self._arrived.release()
 
     async def _work(self) -> None:
-        gate = self._gate
+        gate, intake = self._gate, self._intake
         while True:
             await self._arrived.acquire()
             delivery = self._inbox.popleft()
             try:
+                if intake.is_paused or not intake.is_free:
+                    await intake.admit()
                 # A delivery of a lost subscription is the broker's again.
                 if delivery.acks.is_closed:
+                    intake.record(failed=None)
                     continue
                 if delivery.came_back:
-                    await self._handle_alone(delivery)
-                    continue
-                if not gate.is_open:
-                    await gate.opened()
-                gate.enter()
-                try:
-                    await self.handling.handle(delivery)
-                finally:
-                    gate.leave()
+                    failed = await self._handle_alone(delivery)
+                else:
+                    if not gate.is_open:
+                        await gate.opened()
+                    gate.enter()
+                    try:
+                        failed = await self.handling.handle(delivery)
+                    finally:
+                        gate.leave()
+                intake.record(failed=failed)
             finally:
                 self._unfinished -= 1
                 if not self._unfinished:
                     self._all_finished.set()
 
-    async def _handle_alone(self, delivery: Delivery) -> None:
+    async def _handle_alone(self, delivery: Delivery) -> bool | None:
         async with self._gate.alone():
             if self._note is not None:
                 self._note.write(delivery.id)
             try:
-                await self.handling.handle(delivery)
+                return await self.handling.handle(delivery)
             finally:
                 if self._note is not None:
                     self._note.clear()

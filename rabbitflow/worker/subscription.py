@@ -82,6 +82,11 @@ class Subscription:
         return cls(connection, channel, queue, receive, settings)
 
     @property
+    def connection(self) -> Connection:
+        """Its connection, for what must end together with it."""
+        return self._connection
+
+    @property
     def is_consuming(self) -> bool:
         """Whether the broker hands deliveries to this subscription, as far as this side knows."""
         return self._tag is not None and not self.lost.done()

@@ -1,0 +1,144 @@
+"""Pausing and resuming a consumer on every host, remembered by the broker alone.
+
+A paused consumer has a queue named ``<consumer>.paused``: workers that start later look for it.
+Those that run are told by the control exchange, and look again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from rabbitflow.broker import (
+    ConfirmedChannel,
+    Connection,
+    NotFound,
+    lost_connections,
+    open_channel,
+    throwaway_channel,
+)
+from rabbitflow.declaration import declare
+from rabbitflow.errors import ConfigurationError, Unroutable
+from rabbitflow.publisher import CONTENT_TYPE, PERSISTENT
+from rabbitflow.settings import Settings
+from rabbitflow.topology import Names, control_topology, pause_topology
+
+
+@dataclass(frozen=True, slots=True)
+class PauseNote:
+    """Who paused a consumer, and when: kept in the mark for whoever wonders."""
+
+    consumer: str
+    by: str
+    at: str
+
+
+async def pause(consumer: str, settings: Settings) -> None:
+    """Let no host take events of ``consumer`` any more; its queue keeps them.
+
+    Raises:
+        ConfigurationError: the broker has no queue of that name.
+        BrokerError: the broker can't be reached, or refuses.
+    """
+    channel = ConfirmedChannel(settings, f"rabbitflow pause {consumer}")
+    names = Names(settings.namespace)
+    try:
+        connection = await channel.connection()
+        if not await _exists(connection, names.queue(consumer), settings):
+            raise ConfigurationError(
+                f"{settings.shown_url} has no queue {names.queue(consumer)}, so no consumer named"
+                f" {consumer!r} ever ran there"
+            )
+        is_new = not await is_paused(connection, consumer, settings)
+        await declare(connection, pause_topology(consumer, settings), settings)
+        if is_new:
+            by = f"{getpass.getuser()}@{platform.node()}"
+            note = PauseNote(consumer, by, datetime.now(UTC).isoformat())
+            body = json.dumps(asdict(note)).encode()
+            await channel.publish("", names.paused(consumer), body, _properties())
+        await _tell(channel, consumer, settings)
+    finally:
+        await channel.close()
+
+
+async def resume(consumer: str, settings: Settings) -> bool:
+    """Let every host take events of ``consumer`` again; return whether it was paused.
+
+    Raises:
+        BrokerError: the broker can't be reached, or refuses.
+    """
+    channel = ConfirmedChannel(settings, f"rabbitflow resume {consumer}")
+    try:
+        connection = await channel.connection()
+        was_paused = await is_paused(connection, consumer, settings)
+        async with throwaway_channel(connection, settings) as throwaway:
+            with lost_connections():
+                async with asyncio.timeout(settings.connect_timeout_s):
+                    await throwaway.queue_delete(Names(settings.namespace).paused(consumer))
+        await _tell(channel, consumer, settings)
+        return was_paused
+    finally:
+        await channel.close()
+
+
+async def is_paused(connection: Connection, consumer: str, settings: Settings) -> bool:
+    """Whether ``consumer`` is paused; needs no permission.
+
+    Raises:
+        ConnectionLost: the connection ended.
+    """
+    return await _exists(connection, Names(settings.namespace).paused(consumer), settings)
+
+
+async def listen(connection: Connection, settings: Settings, on_change: Callable[[], None]) -> None:
+    """Call ``on_change`` whenever a consumer was paused or resumed, while the connection lasts.
+
+    Raises:
+        ConnectionLost: the connection ended.
+        AccessRefused: this user may not have a queue of its own.
+    """
+    await declare(connection, control_topology(settings), settings)
+    channel = await open_channel(connection, settings, confirms=False)
+
+    async def heard(message: DeliveredMessage) -> None:
+        on_change()
+
+    with lost_connections():
+        async with asyncio.timeout(settings.connect_timeout_s):
+            own = await channel.queue_declare(exclusive=True, auto_delete=True)
+            queue = own.queue or ""
+            await channel.queue_bind(queue, Names(settings.namespace).control())
+            await channel.basic_consume(queue, heard, no_ack=True)
+
+
+async def _exists(connection: Connection, queue: str, settings: Settings) -> bool:
+    try:
+        async with throwaway_channel(connection, settings) as channel:
+            with lost_connections():
+                async with asyncio.timeout(settings.connect_timeout_s):
+                    await channel.queue_declare(queue, passive=True)
+    except NotFound:
+        return False
+    return True
+
+
+async def _tell(channel: ConfirmedChannel, consumer: str, settings: Settings) -> None:
+    await declare(await channel.connection(), control_topology(settings), settings)
+    control = Names(settings.namespace).control()
+    try:
+        await channel.publish(control, consumer, consumer.encode(), _properties())
+    except Unroutable:
+        # No worker runs just now; the mark tells those that start later.
+        return
+
+
+def _properties() -> Basic.Properties:
+    return Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=PERSISTENT)

@@ -1,0 +1,121 @@
+"""The intake: whether, and how many, events this process takes just now."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from rabbitflow.breaker import Breaker, BreakerState, Circuit
+from rabbitflow.rate import Pacer, Rate
+
+
+class Intake:
+    """Joins everything that may hold a consumer back: caution after a crash, an operator's pause,
+    the circuit breaker, the rate limit.
+
+    It decides; the runtime asks the broker for as many events as :attr:`prefetch` says whenever
+    :attr:`changed` is set, and every worker task passes :meth:`admit` before it begins an event.
+
+    Args:
+        prefetch: when nothing holds it back.
+        is_cautious: begin with one event at a time, as after a crash.
+        breaker: opens on failures; None for none.
+        rate: of starts; None for no limit.
+    """
+
+    def __init__(
+        self, prefetch: int, *, is_cautious: bool, breaker: Breaker | None, rate: Rate | None
+    ) -> None:
+        self.changed = asyncio.Event()
+        self.is_paused = False
+        self._full = prefetch
+        self._is_cautious = is_cautious
+        self._circuit = None if breaker is None else Circuit(breaker)
+        self._pacer = None if rate is None else Pacer(rate)
+        self._moved = asyncio.Event()
+        self._is_probe_out = False
+        self._probe_timer: asyncio.TimerHandle | None = None
+        self.is_free = self._circuit is None and self._pacer is None
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """The breaker's state; closed where there is none."""
+        if self._circuit is None:
+            return BreakerState.CLOSED
+        return self._circuit.state(time.monotonic())
+
+    @property
+    def prefetch(self) -> int:
+        """How many unsettled events to ask the broker for; 0 for none at all."""
+        if self.is_paused:
+            return 0
+        match self.breaker_state:
+            case BreakerState.OPEN:
+                return 0
+            case BreakerState.PROBING:
+                return 1
+        return 1 if self._is_cautious else self._full
+
+    def trust(self) -> None:
+        """An event came that was never taken back: the caution after a crash is over."""
+        if self._is_cautious:
+            self._is_cautious = False
+            self.changed.set()
+
+    def pause(self, is_paused: bool) -> None:
+        """Take no events, or take them again, as an operator wants it."""
+        if self.is_paused != is_paused:
+            self.is_paused = is_paused
+            self._move()
+
+    async def admit(self) -> None:
+        """Return when the next event may begin. Not needed while :attr:`is_free` and not paused."""
+        while self._must_wait():
+            self._moved.clear()
+            await self._moved.wait()
+        if self.breaker_state is BreakerState.PROBING:
+            self._is_probe_out = True
+        if self._pacer is not None:
+            wait_s = self._pacer.reserve(time.monotonic())
+            if wait_s:
+                await asyncio.sleep(wait_s)
+
+    def record(self, *, failed: bool | None) -> None:
+        """Tell the breaker of an outcome; None for one that says nothing of the service's health,
+        such as an invalid payload."""
+        circuit = self._circuit
+        if circuit is None:
+            return
+        now = time.monotonic()
+        before = circuit.state(now)
+        if before is BreakerState.PROBING:
+            self._is_probe_out = False
+        if failed is not None:
+            circuit.record(failed=failed, now=now)
+        if circuit.state(now) is not before or before is BreakerState.PROBING:
+            self._move()
+
+    def close(self) -> None:
+        """Drop the timer."""
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+
+    def _must_wait(self) -> bool:
+        if self.is_paused:
+            return True
+        match self.breaker_state:
+            case BreakerState.OPEN:
+                return True
+            case BreakerState.PROBING:
+                return self._is_probe_out
+        return False
+
+    def _move(self) -> None:
+        self.changed.set()
+        self._moved.set()
+        if self._circuit is not None and self.breaker_state is BreakerState.OPEN:
+            self.close()
+            loop = asyncio.get_running_loop()
+            # A little late rather than early: the loop's clock and ours may differ by a tick.
+            delay_s = max(0.0, self._circuit.probes_at - time.monotonic()) + 0.001
+            self._probe_timer = loop.call_later(delay_s, self._move)
