@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError as FutureCancelledError
 from types import TracebackType
@@ -17,6 +18,7 @@ from rabbitflow.broker import ConfirmedChannel, NotFound
 from rabbitflow.declaration import declare
 from rabbitflow.errors import EventError, PublishTimeout, Unroutable
 from rabbitflow.event import Event, readable
+from rabbitflow.observe.metrics import CONFIRMED, FAILED, UNROUTABLE, PublishMetrics
 from rabbitflow.settings import Settings, load_settings
 from rabbitflow.topology import Names, event_topology
 
@@ -50,6 +52,10 @@ class Publisher:
         url: of the broker; ``RABBITFLOW_URL`` where it is not given.
         source: who announces, for events that do not say it themselves.
         settings: all settings at once, instead of those of the environment.
+
+    Attributes:
+        metrics: what it announced; show it with
+            :class:`rabbitflow.observe.exposition.PublisherCollector`.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Publisher:
             settings = load_settings(url=url)
         elif url is not None:
             raise TypeError("give url or settings, not both")
+        self.metrics = PublishMetrics()
         self._settings = settings
         self._names = Names(settings.namespace)
         self._source = source
@@ -121,9 +128,15 @@ class Publisher:
                 f" {self._settings.max_body_bytes} (RABBITFLOW_MAX_BODY_BYTES);"
                 " publish where the data is kept instead"
             )
+        began = time.perf_counter()
+        outcome = FAILED
         try:
             async with asyncio.timeout(timeout or self._settings.publish_timeout_s) as deadline:
                 await self._announce(event, body, timeout)
+            outcome = CONFIRMED
+        except Unroutable:
+            outcome = UNROUTABLE
+            raise
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -131,6 +144,8 @@ class Publisher:
                 f"{self._settings.shown_url} did not answer in time; {event.type} {event.id} may"
                 " still be delivered"
             ) from error
+        finally:
+            self.metrics.ended(event.type, outcome, time.perf_counter() - began)
         return event
 
     async def publish_many(

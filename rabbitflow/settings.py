@@ -41,7 +41,8 @@ class Settings(BaseSettings):
         stall_timeout_s: a child whose event loop does not turn for so long is replaced, in seconds.
         state_dir: where a worker remembers which events killed their process; systemd's
             ``STATE_DIRECTORY`` or ``~/.local/state/rabbitflow`` where it is not given.
-        metrics_port: port of ``/metrics``, ``/healthz`` and ``/readyz``.
+        metrics_host: address of ``/metrics``, ``/healthz`` and ``/readyz``.
+        metrics_port: their port; 0 for none.
     """
 
     model_config = SettingsConfigDict(env_prefix="RABBITFLOW_", extra="ignore", frozen=True)
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
     shutdown_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     stall_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     state_dir: Path = Field(default_factory=_default_state_dir)
+    metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
 
     @field_validator("namespace", mode="before")

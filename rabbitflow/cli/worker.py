@@ -24,6 +24,8 @@ from rabbitflow.worker.supervisor import Plan, Supervisor
 @click.option("--no-declare", is_flag=True, help="Declare nothing; needs no configure permission.")
 @click.option("--shutdown-timeout", type=float, metavar="SECONDS", help="To finish when stopped.")
 @click.option("--reload", is_flag=True, help="Start anew when a Python file changes.")
+@click.option("--metrics-host", metavar="ADDRESS", help="Of /metrics, /healthz, /readyz.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="9464 by default; 0 for none.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
 @click.option("--log-level", default="INFO", show_default=True, metavar="LEVEL")
 @broker_options
@@ -36,6 +38,8 @@ def worker(
     no_declare: bool,
     shutdown_timeout: float | None,
     reload: bool,
+    metrics_host: str | None,
+    metrics_port: int | None,
     log_format: str,
     log_level: str,
     url: str | None,
@@ -54,6 +58,8 @@ def worker(
         namespace,
         declare=False if no_declare else None,
         shutdown_timeout_s=shutdown_timeout,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
     )
     plan = Plan(modules, processes, concurrency, reload, log_format, log_level.upper())
     if single_process:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,11 @@ async def _beat(runtime: ConsumerRuntime, writer: asyncio.StreamWriter) -> None:
     """Tell the supervisor every second that this loop turns, and at once when readiness changes."""
     with contextlib.suppress(ConnectionError):
         while True:
-            is_ready = runtime.is_ready
-            report = {
-                "is_ready": is_ready,
-                "in_flight": runtime.in_flight,
-                "outcomes": runtime.handling.outcomes,
-            }
-            writer.write(json.dumps(report).encode() + b"\n")
+            beat = runtime.beat()
+            writer.write(json.dumps(asdict(beat)).encode() + b"\n")
             await writer.drain()
             waited_s = 0.0
-            while waited_s < BEAT_EVERY_S and runtime.is_ready == is_ready:
+            while waited_s < BEAT_EVERY_S and runtime.is_ready == beat.is_ready:
                 await asyncio.sleep(BEAT_EVERY_S / 10)
                 waited_s += BEAT_EVERY_S / 10
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,14 @@ from rabbitflow.consumer import Batch, Consumer, Handler
 from rabbitflow.context import Context
 from rabbitflow.errors import EventError, RabbitflowError
 from rabbitflow.event import Event
+from rabbitflow.observe.metrics import (
+    DEAD_LETTERED,
+    RETRIED,
+    SUCCEEDED,
+    UNKNOWN_TYPE,
+    ConsumerMetrics,
+    HandlerMetrics,
+)
 from rabbitflow.publisher import Publisher
 from rabbitflow.retry import CRASHED, INVALID, NO_HANDLER, REJECTED, Dead, Failure, RetryIn
 from rabbitflow.settings import Settings
@@ -25,14 +32,13 @@ from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.settlement import Settlement
 from rabbitflow.worker.suspects import CRASH_LIMIT, Strike
 
-SUCCEEDED = "succeeded"
-RETRIED = "retried"
-DEAD_LETTERED = "dead_lettered"
-
 _IMMEDIATE_PAUSE_S = 0.05
 _UNSETTLED_PAUSE_S = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+Reaction = tuple[Handler, Signature, HandlerMetrics]
 
 
 class _NoHandler(RabbitflowError):
@@ -66,7 +72,7 @@ class Handling:
         execution: Execution,
         strikes: Mapping[str, Strike],
     ) -> None:
-        self.outcomes: Counter[str] = Counter()
+        self.metrics = ConsumerMetrics()
         self.unsettled = 0
         self._consumer = consumer
         self._names = Names(settings.namespace)
@@ -77,7 +83,7 @@ class Handling:
         self._strikes = strikes
         self._loop = asyncio.get_running_loop()
         self._reactions = {
-            event_type: (handler, signatures[event_type])
+            event_type: (handler, signatures[event_type], self.metrics.of(event_type))
             for event_type, handler in consumer.handlers.items()
         }
         self._batches: dict[HandlerFunction, Batches] = {}
@@ -100,17 +106,20 @@ class Handling:
         if self._strikes and await self._ended_by_strikes(delivery):
             return None
         try:
-            handler, signature, event = self._read(delivery)
+            handler, signature, metrics, event = self._read(delivery)
         except EventError as error:
             await self._dead_letter(delivery, INVALID, error, delivery.event_type(self._names))
             return None
         except _NoHandler as error:
             await self._dead_letter(delivery, NO_HANDLER, error, delivery.event_type(self._names))
             return None
+        metrics.age.observe(max(0.0, time.time() - event.timestamp.timestamp()))
+        began = time.perf_counter()
         raised = await self._attempt(delivery, handler, signature, event)
+        metrics.run.observe(time.perf_counter() - began)
         if raised is None:
             delivery.ack()
-            self.outcomes[SUCCEEDED] += 1
+            metrics.ended(SUCCEEDED)
             return False
         failed_at = datetime.now(UTC)
         first_failed_at = delivery.first_failed_at(failed_at)
@@ -120,14 +129,14 @@ class Handling:
                 await self._settled(
                     delivery, lambda: self._settlement.retry(delivery, delay_s, first_failed_at)
                 )
-                self.outcomes[RETRIED] += 1
+                metrics.ended(RETRIED)
                 logger.debug("%s retries %s in %g s", self._consumer.name, event.id, delay_s)
                 return True
             case Dead(reason):
                 await self._dead_letter(delivery, reason, raised, event.type)
                 return None if reason == REJECTED else True
 
-    def _read(self, delivery: Delivery) -> tuple[Handler, Signature, Event[Any]]:
+    def _read(self, delivery: Delivery) -> tuple[*Reaction, Event[Any]]:
         """Return the event and who handles it, from a delivery that may hold anything."""
         body, properties = delivery.body, delivery.properties
         if len(body) > self._max_body_bytes:
@@ -140,15 +149,15 @@ class Handling:
         if properties.content_encoding not in (None, "", "utf-8", "UTF-8", "identity"):
             raise EventError(f"content encoding {properties.content_encoding!r} is not known")
         claimed = delivery.event_type(self._names)
-        handler, signature = self._reaction_to(claimed, body)
-        event = signature.decode(body, properties.message_id)
+        reaction = self._reaction_to(claimed)
+        event = reaction[1].decode(body, properties.message_id)
         if event.type != claimed:
             # The property or the exchange says otherwise; what was announced is in the body.
-            handler, signature = self._reaction_to(event.type, body)
-            event = signature.decode(body, properties.message_id)
-        return handler, signature, event
+            reaction = self._reaction_to(event.type)
+            event = reaction[1].decode(body, properties.message_id)
+        return *reaction, event
 
-    def _reaction_to(self, event_type: str | None, body: bytes) -> tuple[Handler, Signature]:
+    def _reaction_to(self, event_type: str | None) -> Reaction:
         if event_type is None:
             raise EventError("not an event: the body is no JSON object with a type")
         try:
@@ -219,7 +228,8 @@ class Handling:
             delivery,
             lambda: self._settlement.dead_letter(delivery, reason, error, failed_at, event_type),
         )
-        self.outcomes[DEAD_LETTERED] += 1
+        label = event_type if event_type in self._reactions else UNKNOWN_TYPE
+        self.metrics.of(label).ended(DEAD_LETTERED)
 
     async def _settled(self, delivery: Delivery, settle: Callable[[], Awaitable[None]]) -> None:
         """Settle until the copy is confirmed, or the broker has the delivery back.

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from rabbitflow.observe.metrics import Figures
+
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: starting again won't help, so nobody should."""
 EXIT_REPLACE = 75
@@ -48,21 +50,27 @@ class Order:
     log_level: str = "INFO"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Beat:
-    """The last sign of life of a child.
+    """A sign of life of a child, with what it has to tell.
 
     Fields:
-        at: when, on the monotonic clock.
         is_ready: whether the broker hands it events and it can settle them.
+        is_paused: whether an operator or its breaker holds it back.
         in_flight: deliveries in it that are not settled.
-        outcomes: how its deliveries ended, counted since its start.
+        handled: figures of its handlers, counted since its start.
+        published: figures of what they announced.
+        messages: in its queues, by state.
+        connected: whether its connections stand, by role.
     """
 
-    at: float
     is_ready: bool = False
+    is_paused: bool = False
     in_flight: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
+    handled: Figures = field(default_factory=dict)
+    published: Figures = field(default_factory=dict)
+    messages: dict[str, int] = field(default_factory=dict)
+    connected: dict[str, bool] = field(default_factory=dict)
 
 
 class Child:
@@ -71,8 +79,9 @@ class Child:
 
     def __init__(self, process: asyncio.subprocess.Process, own_end: socket.socket) -> None:
         self.process = process
-        self.beat = Beat(time.monotonic())
+        self.beat = Beat()
         self.has_beaten = False
+        self.heard_at = time.monotonic()
         self.failure: str | None = None
         self.killed_because: str | None = None
         self._own_end = own_end
@@ -138,8 +147,9 @@ class Child:
                 if "failure" in report:
                     self.failure = report["failure"]
                 else:
-                    self.beat = Beat(time.monotonic(), **report)
+                    self.beat = Beat(**report)
                     self.has_beaten = True
+                    self.heard_at = time.monotonic()
 
 
 def ended(status: int) -> str:

@@ -22,6 +22,7 @@ from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.gate import Gate
 from rabbitflow.worker.handling import Handling
 from rabbitflow.worker.intake import Intake
+from rabbitflow.worker.process import Beat
 from rabbitflow.worker.settlement import Settlement
 from rabbitflow.worker.subscription import Subscription
 from rabbitflow.worker.suspects import Strike, SuspectNote
@@ -69,6 +70,7 @@ class ConsumerRuntime:
             breaker=consumer.breaker,
             rate=consumer.rate,
         )
+        self._retry_buckets_s = consumer.retry_buckets_s()
         self._gate = Gate()
         self._inbox: deque[Delivery] = deque()
         self._arrived = asyncio.Semaphore(0)
@@ -80,6 +82,7 @@ class ConsumerRuntime:
         self._told = asyncio.Event()
         self._subscription: Subscription | None = None
         self._has_subscribed = False
+        self._messages: dict[str, int] = {}
         self.needs_replacement = False
         self._publisher = Publisher(settings=settings, source=consumer.name)
         self._settlement = Settlement(
@@ -112,6 +115,22 @@ class ConsumerRuntime:
     def in_flight(self) -> int:
         """How many deliveries are in this process, not settled yet."""
         return self._unfinished
+
+    def beat(self) -> Beat:
+        """Return what this process has to tell of itself."""
+        subscription = self._subscription
+        return Beat(
+            is_ready=self.is_ready,
+            is_paused=not self._intake.prefetch,
+            in_flight=self._unfinished,
+            handled=self.handling.metrics.figures(),
+            published=self._publisher.metrics.figures(),
+            messages=self._messages,
+            connected={
+                "consume": subscription is not None and not subscription.lost.done(),
+                "publish": self._publisher.channel.is_open,
+            },
+        )
 
     def stop(self) -> None:
         """Take no more events, finish those that are here, then return from :meth:`run`."""
@@ -220,14 +239,25 @@ class ConsumerRuntime:
                     self._told.clear()
                     await self._look_for_pause(subscription)
                 else:
-                    await subscription.check()
-                    await self._look_for_pause(subscription)
+                    await self._check(subscription)
             except BrokerError as error:
                 subscription.abandon(str(error))
         if subscription.lost.done() and not self._stopping.is_set():
             why = subscription.lost.result()
             logger.warning("%s lost its subscription: %s", self._consumer.name, why)
             await subscription.close()
+
+    async def _check(self, subscription: Subscription) -> None:
+        """Look whether the broker still knows us, and how many messages it keeps for us."""
+        name, names = self._consumer.name, self._names
+        ready = await subscription.check()
+        await self._look_for_pause(subscription)
+        retry = [names.retry(name, bucket_s) for bucket_s in self._retry_buckets_s]
+        self._messages = {
+            "ready": ready,
+            "retry": sum([await subscription.depth(queue) for queue in retry]),
+            "dead": await subscription.depth(names.dead(name)),
+        }
 
     async def _take(self, subscription: Subscription) -> None:
         """Ask the broker for as many events as the intake says."""
@@ -313,8 +343,11 @@ class ConsumerRuntime:
 
     async def _declare_or_verify(self, bucket_s: int | None = None) -> None:
         consumer, settings = self._consumer, self._settings
-        buckets_s = consumer.retry_buckets_s() + ([] if bucket_s is None else [bucket_s])
-        topology = consumer_topology(consumer.name, consumer.event_types, buckets_s, settings)
+        if bucket_s is not None and bucket_s not in self._retry_buckets_s:
+            self._retry_buckets_s.append(bucket_s)
+        topology = consumer_topology(
+            consumer.name, consumer.event_types, self._retry_buckets_s, settings
+        )
         connection = await self._publisher.channel.connection()
         if settings.declare:
             await declare(connection, topology, settings)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from uuid import uuid4
 
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
+from pamqp.commands import Queue as QueueCommands
 
 from rabbitflow.broker import (
     Channel,
@@ -127,16 +127,30 @@ class Subscription:
             NotFound: the queue is gone.
             ConnectionLost: the connection is gone, or the queue has no consumer at all.
         """
-        async with throwaway_channel(self._connection, self._settings) as channel:
-            with lost_connections():
-                async with asyncio.timeout(self._settings.connect_timeout_s):
-                    try:
-                        found = await channel.queue_declare(self.queue, passive=True)
-                    except ChannelNotFoundEntity as error:
-                        raise NotFound(f"queue {self.queue} is gone") from error
+        found = await self._look_at(self.queue)
+        if found is None:
+            raise NotFound(f"queue {self.queue} is gone")
         if self.is_consuming and not found.consumer_count:
             raise ConnectionLost(f"the broker knows no consumer on queue {self.queue}")
         return found.message_count or 0
+
+    async def depth(self, queue: str) -> int:
+        """Return how many messages wait in a queue; 0 where there is no such queue.
+
+        Raises:
+            ConnectionLost: the connection is gone.
+        """
+        found = await self._look_at(queue)
+        return 0 if found is None else found.message_count or 0
+
+    async def _look_at(self, queue: str) -> QueueCommands.DeclareOk | None:
+        try:
+            async with throwaway_channel(self._connection, self._settings) as channel:
+                with lost_connections():
+                    async with asyncio.timeout(self._settings.connect_timeout_s):
+                        return await channel.queue_declare(queue, passive=True)
+        except NotFound:
+            return None
 
     def abandon(self, why: str) -> None:
         """Give the subscription up: what is not acked yet is delivered again, to who comes next."""

@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from rabbitflow.errors import ConfigurationError
+from rabbitflow.observe.exposition import WorkerCollector
+from rabbitflow.observe.server import StatusServer
 from rabbitflow.settings import Settings
-from rabbitflow.topology import Names
-from rabbitflow.worker.discovery import Discovery, Found, discover
+from rabbitflow.worker.discovery import Discovery, discover
 from rabbitflow.worker.process import (
     EXIT_CONFIGURATION,
     EXIT_REPLACE,
@@ -23,7 +26,7 @@ from rabbitflow.worker.process import (
     Order,
     ended,
 )
-from rabbitflow.worker.suspects import Strikes, SuspectNote
+from rabbitflow.worker.slot import Slot, consumer_states, end_reason, readiness
 from rabbitflow.worker.waiting import first_of
 
 FIRST_PAUSE_S = 0.1
@@ -57,25 +60,6 @@ class Plan:
     log_level: str = "INFO"
 
 
-class Slot:
-    """The place of one child: whoever runs there, how often it died, what killed it."""
-
-    def __init__(self, found: Found, number: int, directory: Path, settings: Settings) -> None:
-        self.found = found
-        self.child: Child | None = None
-        self.is_refused = False
-        self.label = found.name if not number else f"{found.name}#{number + 1}"
-        queue = Names(settings.namespace).queue(found.name)
-        self.strikes = Strikes(settings.state_dir / f"{queue}.strikes.json")
-        self.note_path = directory / f"{self.label}.suspect"
-        self.note = SuspectNote(self.note_path)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether its child consumes and can settle."""
-        return self.child is not None and self.child.beat.is_ready
-
-
 class Supervisor:
     """Runs the consumers of some modules until it is told to stop.
 
@@ -104,7 +88,7 @@ class Supervisor:
     @property
     def is_ready(self) -> bool:
         """Whether every consumer is registered at the broker and can settle."""
-        return bool(self.slots) and all(slot.is_ready for slot in self.slots)
+        return bool(readiness(self.slots)["ready"])
 
     def stop(self) -> None:
         """Stop in order; called again, at once."""
@@ -128,6 +112,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self.restart)
         with tempfile.TemporaryDirectory(prefix="rabbitflow-") as directory:
             watching = asyncio.create_task(self._watch_files()) if self._plan.reload else None
+            status = self._status_server()
             try:
                 while True:
                     self._restarting.clear()
@@ -135,9 +120,31 @@ class Supervisor:
                     if self._stopping.is_set() or not self._restarting.is_set():
                         return code
             finally:
+                if status is not None:
+                    status.close()
                 if watching is not None:
                     watching.cancel()
                     await asyncio.gather(watching, return_exceptions=True)
+
+    def _status_server(self) -> StatusServer | None:
+        """Serve metrics and health; without them where nobody asked for this very port."""
+        settings = self._settings
+        if not settings.metrics_port:
+            return None
+        registry = CollectorRegistry()
+        registry.register(WorkerCollector(lambda: consumer_states(self.slots)))
+        try:
+            return StatusServer(
+                settings.metrics_host,
+                settings.metrics_port,
+                registry,
+                lambda: readiness(self.slots),
+            )
+        except ConfigurationError as error:
+            if "metrics_port" in settings.model_fields_set:
+                raise
+            logger.warning("no metrics for this worker: %s", error)
+            return None
 
     async def _run_once(self, directory: Path) -> int:
         discovery = await discover(self._plan.modules)
@@ -185,16 +192,18 @@ class Supervisor:
         while not self._is_ending():
             slot.note.clear()
             started_at = time.monotonic()
-            slot.child = await Child.start(self._order(slot, after_crash=after_crash))
-            status = await self._attend(slot, slot.child)
+            child = slot.child = await Child.start(self._order(slot, after_crash=after_crash))
+            status = await self._attend(slot, child)
             if self._is_ending() and status in ORDERLY_EXITS:
                 return
             if status == EXIT_CONFIGURATION:
                 slot.is_refused = True
-                logger.error("%s is not run: %s", slot.label, slot.child.failure)
+                logger.error("%s is not run: %s", slot.label, child.failure)
+                slot.end("refused")
                 return
             after_crash = status not in ORDERLY_EXITS
-            self._report_end(slot, slot.child, status)
+            slot.end(end_reason(child, status))
+            self._report_end(slot, child, status)
             if self._is_ending():
                 return
             if time.monotonic() - started_at > STEADY_AFTER_S or status == EXIT_REPLACE:
@@ -238,7 +247,7 @@ class Supervisor:
                 await ending
 
     def _replace_if_stalled(self, slot: Slot, child: Child) -> None:
-        silent_s = time.monotonic() - child.beat.at
+        silent_s = time.monotonic() - child.heard_at
         limit_s = self._settings.stall_timeout_s if child.has_beaten else START_TIMEOUT_S
         if silent_s > limit_s and child.killed_because is None:
             logger.error("%s gave no sign of life for %.0f s; replacing it", slot.label, silent_s)
