@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint types layers unit bench clean
+
+help:  ## Show what can be done
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(STAMP)  ## Run all eight services and publish the two sample events
+	$(BIN)/python -m workers.demo
+
+test: $(STAMP) lint types layers  ## Lint, types, layers, then every test
+	$(BIN)/pytest
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy --strict
+	$(BIN)/mypy --strict rabbitflow workers
+
+layers: $(STAMP)  ## Imports point one way
+	$(BIN)/lint-imports --no-cache
+
+unit: $(STAMP)  ## The tests that need no broker
+	$(BIN)/pytest tests/unit
+
+bench: $(STAMP)  ## Measure: a caller that waits against one that announces
+	$(BIN)/python -m benchmarks.decoupling
+
+clean:  ## Remove what make made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "rabbitflow needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+	  || { echo "venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[fast,mail,reload]' --group dev
+	@touch $(STAMP)
