@@ -1,0 +1,1 @@
+"""Eight example services: what happens after an order is placed, or a ride completed."""
