@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Sequence
@@ -38,8 +39,15 @@ class Signature:
 
 def where(function: HandlerFunction) -> str:
     """Return ``file:line`` of a function, for errors."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(inspect.unwrap(_annotated(function)), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def _annotated(function: HandlerFunction) -> HandlerFunction:
+    """Return what holds the annotations: the function within a partial, the call of an object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) else function.__call__  # type: ignore[operator]
 
 
 def is_coroutine_function(function: HandlerFunction) -> bool:
@@ -59,9 +67,8 @@ def resolve(function: HandlerFunction, *, is_batch: bool = False) -> Signature:
     """
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise _fault(function, "it yields; a handler returns or raises")
-    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
     try:
-        hints = typing.get_type_hints(target, include_extras=True)
+        hints = typing.get_type_hints(_annotated(function), include_extras=True)
         parameters = inspect.signature(function).parameters.values()
     except (NameError, TypeError, ValueError) as error:
         raise _fault(function, f"its annotations can't be resolved: {error}") from error

@@ -1,0 +1,66 @@
+"""A real RabbitMQ for every test that talks to one, and a namespace of its own for each."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rabbitflow.settings import DEFAULT_URL, Settings, load_settings
+from tests.harness.broker import Probe
+from tests.harness.node import PrivateNode, answers_amqp, server_binary
+
+
+@pytest.fixture(scope="session")
+def amqp_url() -> Iterator[str]:
+    """RABBITFLOW_TEST_URL, else the RabbitMQ on localhost, else a private node."""
+    given = os.environ.get("RABBITFLOW_TEST_URL")
+    if given:
+        yield given
+    elif answers_amqp("localhost", 5672):
+        yield DEFAULT_URL
+    elif server_binary() is None:
+        pytest.exit(
+            "these tests need a RabbitMQ: apt-get install rabbitmq-server,"
+            " or set RABBITFLOW_TEST_URL",
+            returncode=3,
+        )
+    else:
+        node = PrivateNode()
+        try:
+            node.start()
+            yield node.url
+        finally:
+            node.remove()
+
+
+@pytest.fixture
+def settings(amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with a namespace that nobody else uses."""
+    for name in list(os.environ):
+        if name.startswith("RABBITFLOW_") and name != "RABBITFLOW_TEST_URL":
+            monkeypatch.delenv(name)
+    return load_settings(
+        url=amqp_url,
+        namespace=f"test-{secrets.token_hex(4)}",
+        state_dir=tmp_path / "state",
+        metrics_port=0,
+    )
+
+
+CONSUMERS = ("payment", "inventory", "email", "rating")
+EVENT_TYPES = ("ORDER_PLACED", "RIDE_COMPLETED", "PAYMENT_COMPLETED")
+
+
+@pytest.fixture
+def probe(settings: Settings) -> Iterator[Probe]:
+    """A foreign client, which also removes what the test left on the broker."""
+    probe = Probe(settings)
+    yield probe
+    probe.close()
+    cleaner = Probe(settings)
+    cleaner.remove(CONSUMERS, EVENT_TYPES)
+    cleaner.close()

@@ -1,0 +1,1 @@
+"""What the tests are run with: brokers, proxies, workers, waiting."""

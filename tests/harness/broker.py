@@ -1,0 +1,95 @@
+"""Another client's look at the broker, with pika: it shares no code with what it tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pika
+import pika.exceptions
+
+from rabbitflow.settings import Settings
+from rabbitflow.topology import RETRY_BUCKETS_S, Names
+
+Message = tuple[dict[str, Any], pika.BasicProperties, bytes]
+
+
+class Probe:
+    """Looks at queues and publishes as a foreign client would."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.names = Names(settings.namespace)
+        self._connection = pika.BlockingConnection(pika.URLParameters(settings.broker_url))
+        self._channel = self._connection.channel()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection.is_open:
+            self._connection.close()
+
+    def publish(
+        self, exchange: str, key: str, body: bytes, properties: pika.BasicProperties | None = None
+    ) -> None:
+        """Publish as any client would."""
+        self._channel.basic_publish(exchange, key, body, properties)
+
+    def depth(self, queue: str) -> int:
+        """Messages that wait in a queue; -1 where there is no such queue."""
+        found = self._declared(queue)
+        return -1 if found is None else int(found.method.message_count)
+
+    def consumers(self, queue: str) -> int:
+        """Consumers on a queue; -1 where there is no such queue."""
+        found = self._declared(queue)
+        return -1 if found is None else int(found.method.consumer_count)
+
+    def take(self, queue: str) -> Message | None:
+        """Take one message off a queue."""
+        method, properties, body = self._channel.basic_get(queue, auto_ack=True)
+        if method is None:
+            return None
+        return dict(properties.headers or {}), properties, body
+
+    def tap(self, event_type: str) -> str:
+        """Bind a queue of a foreign client to an event, and return its name."""
+        queue = f"{self.settings.namespace}.tap.{event_type}"
+        self._channel.queue_declare(queue, durable=True)
+        self._channel.queue_bind(queue, self.names.exchange(event_type))
+        return queue
+
+    def declare_exchange(self, event_type: str) -> None:
+        """Declare an event's exchange, as a worker would."""
+        self._channel.exchange_declare(self.names.exchange(event_type), "fanout", durable=True)
+
+    def declare_queue(self, queue: str, arguments: dict[str, Any] | None = None) -> None:
+        """Declare a durable queue."""
+        self._channel.queue_declare(queue, durable=True, arguments=arguments)
+
+    def delete_queue(self, queue: str) -> None:
+        """Delete a queue, whoever uses it."""
+        self._channel.queue_delete(queue)
+
+    def remove(self, consumers: Iterable[str], event_types: Iterable[str]) -> None:
+        """Remove everything that consumers and events of the namespace had."""
+        names = self.names
+        for consumer in consumers:
+            for queue in (
+                names.queue(consumer),
+                names.dead(consumer),
+                names.paused(consumer),
+                *(names.retry(consumer, bucket_s) for bucket_s in RETRY_BUCKETS_S),
+            ):
+                self._channel.queue_delete(queue)
+        for event_type in event_types:
+            self._channel.queue_delete(names.log(event_type))
+            self._channel.queue_delete(f"{self.settings.namespace}.tap.{event_type}")
+            self._channel.exchange_delete(names.exchange(event_type))
+        self._channel.exchange_delete(names.control())
+
+    def _declared(self, queue: str) -> Any:
+        try:
+            return self._channel.queue_declare(queue, passive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            self._channel = self._connection.channel()
+            return None

@@ -1,0 +1,79 @@
+"""A TCP proxy in front of a broker: it cuts, swallows and stops on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Self
+
+
+class Proxy:
+    """Passes bytes both ways until told otherwise.
+
+    Attributes:
+        swallows_answers: what the broker says does not reach the client.
+        refuses: new connections are closed at once.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.swallows_answers = False
+        self.refuses = False
+        self.port = 0
+        self._target = host, port
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    @property
+    def url(self) -> str:
+        """The broker's URL by way of the proxy."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuses:
+            writer.transport.abort()
+            return
+        upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
+        self._writers |= {writer, upstream_writer}
+        for source, sink, is_answer in (
+            (reader, upstream_writer, False),
+            (upstream_reader, writer, True),
+        ):
+            pump = asyncio.create_task(self._pump(source, sink, is_answer=is_answer))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_answer: bool
+    ) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(65536):
+                if not (is_answer and self.swallows_answers):
+                    sink.write(data)
+                    await sink.drain()
+        sink.transport.abort()
+        self._writers.discard(sink)

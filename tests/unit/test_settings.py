@@ -1,0 +1,73 @@
+"""Settings come from the environment, a credential file or an option; secrets stay secret."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from rabbitflow import ConfigurationError
+from rabbitflow.durations import seconds
+from rabbitflow.settings import load_settings, redact
+
+
+def test_the_environment_is_read_and_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITFLOW_URL", "amqp://env/")
+    monkeypatch.setenv("RABBITFLOW_NAMESPACE", "shop")
+    assert load_settings().broker_url == "amqp://env/"
+    assert load_settings(url="amqp://option/", namespace=None).broker_url == "amqp://option/"
+    assert load_settings().namespace == "shop"
+
+
+def test_a_credential_file_wins_over_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "url").write_text("amqp://file/\n")
+    monkeypatch.setenv("RABBITFLOW_URL", "amqp://env/")
+    monkeypatch.setenv("RABBITFLOW_URL_FILE", str(tmp_path / "url"))
+    assert load_settings().broker_url == "amqp://file/"
+    assert load_settings(url="amqp://option/").broker_url == "amqp://option/"
+
+
+def test_a_credential_file_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITFLOW_URL_FILE", "nowhere/url")
+    with pytest.raises(ConfigurationError, match="can't be read from a file"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://me:s3cret@host/vhost", "amqps://me:s3cret%40%2F@host:5671/?x=s3cret"]
+)
+def test_a_password_is_never_shown(url: str) -> None:
+    settings = load_settings(url=url)
+    for shown in (repr(settings), str(settings), settings.shown_url, str(settings.model_dump())):
+        assert "s3cret" not in shown
+    assert settings.as_order()["url"] == url
+    assert "me@host" in redact(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:s3cret@host/", "amqp://", "s3cret", "amqp://me:s3cret@host:port/"]
+)
+def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="not a broker's URL") as refused:
+        load_settings(url=url)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (5, 5), (0.5, 0.5), ("500ms", 0.5), ("30s", 30), ("5m", 300), ("2h", 7200), ("1d", 86400),
+        ("1h30m", 5400), (timedelta(minutes=2), 120), (" 5 m ", 300),
+    ],
+)  # fmt: skip
+def test_durations_are_read_as_people_write_them(written: float | str, meant: float) -> None:
+    assert seconds(written) == meant
+
+
+@pytest.mark.parametrize("written", ["", "5", "five", "5 weeks", -1, "-5s", float("inf")])
+def test_what_is_no_duration_is_refused(written: float | str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        seconds(written)
