@@ -18,7 +18,6 @@ from aiormq.abc import AbstractChannel
 from aiormq.exceptions import (
     AMQPError,
     ChannelAccessRefused,
-    ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ConnectionClosed,
     DeliveryError,
@@ -163,7 +162,8 @@ def lost_connections() -> Iterator[None]:
         raise AccessRefused(f"the broker refused: {_reply_of(error)}") from error
     except ChannelNotFoundEntity as error:
         raise NotFound(f"the broker does not have it: {_reply_of(error)}") from error
-    except (ChannelInvalidStateError, AMQPError, OSError, TimeoutError) as error:
+    except (RuntimeError, AMQPError, OSError, TimeoutError) as error:
+        # The client says "closed" with a bare RuntimeError here, with a kind of its own there.
         raise ConnectionLost(f"the connection was lost: {_reply_of(error)}") from error
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from rabbitflow import Publisher
 from rabbitflow.settings import DEFAULT_URL, Settings, load_settings
 from tests.harness.broker import Probe
 from tests.harness.node import PrivateNode, answers_amqp, server_binary
+from tests.harness.workers import Worker
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +66,17 @@ def probe(settings: Settings) -> Iterator[Probe]:
     cleaner = Probe(settings)
     cleaner.remove(CONSUMERS, EVENT_TYPES)
     cleaner.close()
+
+
+@pytest.fixture
+def worker(settings: Settings, probe: Probe, tmp_path: Path) -> Iterator[Worker]:
+    """A worker that is not started yet; it is gone when the test ends."""
+    with Worker(settings, tmp_path) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def publisher(settings: Settings, probe: Probe) -> AsyncIterator[Publisher]:
+    """A publisher in the test's own namespace."""
+    async with Publisher(settings=settings) as publisher:
+        yield publisher
