@@ -11,7 +11,7 @@ import pytest
 
 from rabbitflow import Publisher
 from rabbitflow.settings import DEFAULT_URL, Settings, load_settings
-from tests.harness.broker import Probe
+from tests.harness.broker import Probe, remove_namespace
 from tests.harness.node import PrivateNode, answers_amqp, server_binary
 from tests.harness.workers import Worker
 
@@ -63,9 +63,7 @@ def probe(settings: Settings) -> Iterator[Probe]:
     probe = Probe(settings)
     yield probe
     probe.close()
-    cleaner = Probe(settings)
-    cleaner.remove(CONSUMERS, EVENT_TYPES)
-    cleaner.close()
+    remove_namespace(settings, CONSUMERS, EVENT_TYPES)
 
 
 @pytest.fixture

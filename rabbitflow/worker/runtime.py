@@ -285,6 +285,7 @@ class ConsumerRuntime:
         with contextlib.suppress(BrokerError):
             # A lost connection stops the deliveries as well.
             await subscription.pause()
+        logger.info("%s stops; %d events are still in it", self._consumer.name, self._unfinished)
         # What is held back is not begun any more; what has begun is finished.
         finished = self._all_finished if self._intake.prefetch else self._gate.emptied
         await first_of(finished, self._stopping_now, within_s=self._settings.shutdown_timeout_s)

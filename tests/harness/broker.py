@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pika
@@ -70,21 +71,23 @@ class Probe:
         """Delete a queue, whoever uses it."""
         self._channel.queue_delete(queue)
 
-    def remove(self, consumers: Iterable[str], event_types: Iterable[str]) -> None:
-        """Remove everything that consumers and events of the namespace had."""
+    def remove_consumer(self, consumer: str) -> None:
+        """Remove every queue a consumer of the namespace may have."""
         names = self.names
-        for consumer in consumers:
-            for queue in (
-                names.queue(consumer),
-                names.dead(consumer),
-                names.paused(consumer),
-                *(names.retry(consumer, bucket_s) for bucket_s in RETRY_BUCKETS_S),
-            ):
-                self._channel.queue_delete(queue)
-        for event_type in event_types:
-            self._channel.queue_delete(names.log(event_type))
-            self._channel.queue_delete(f"{self.settings.namespace}.tap.{event_type}")
-            self._channel.exchange_delete(names.exchange(event_type))
+        for queue in (
+            names.queue(consumer),
+            names.dead(consumer),
+            names.paused(consumer),
+            *(names.retry(consumer, bucket_s) for bucket_s in RETRY_BUCKETS_S),
+        ):
+            self._channel.queue_delete(queue)
+
+    def remove_event(self, event_type: str) -> None:
+        """Remove what an event of the namespace may have."""
+        names = self.names
+        self._channel.queue_delete(names.log(event_type))
+        self._channel.queue_delete(f"{self.settings.namespace}.tap.{event_type}")
+        self._channel.exchange_delete(names.exchange(event_type))
         self._channel.exchange_delete(names.control())
 
     def _declared(self, queue: str) -> Any:
@@ -93,3 +96,22 @@ class Probe:
         except pika.exceptions.ChannelClosedByBroker:
             self._channel = self._connection.channel()
             return None
+
+
+def remove_namespace(
+    settings: Settings, consumers: Sequence[str], event_types: Sequence[str]
+) -> None:
+    """Remove everything consumers and events of a namespace had, each over its own connection: the
+    broker takes its time for every queue."""
+
+    def remove(kind: str, name: str) -> None:
+        probe = Probe(settings)
+        try:
+            (probe.remove_consumer if kind == "consumer" else probe.remove_event)(name)
+        finally:
+            probe.close()
+
+    work = [("consumer", name) for name in consumers] + [("event", name) for name in event_types]
+    with ThreadPoolExecutor(len(work)) as pool:
+        for done in [pool.submit(remove, *one) for one in work]:
+            done.result()

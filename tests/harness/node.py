@@ -95,10 +95,14 @@ class PrivateNode:
 
     def start(self) -> None:
         """Start it and return when it answers."""
-        log = (self.directory / "console.log").open("ab")
-        self._process = subprocess.Popen(
-            [str(self._binary)], env=self._environment, stdout=log, stderr=log, cwd=self.directory
-        )
+        with (self.directory / "console.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._binary)],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+            )
         deadline = time.monotonic() + START_WITHIN_S
         while not answers_amqp("127.0.0.1", self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:

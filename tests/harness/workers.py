@@ -65,14 +65,14 @@ class Worker:
 
     def start(self, *options: str, modules: tuple[str, ...] = ("services",), **env: str) -> Self:
         """Start the command."""
-        log = self.output.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "rabbitflow", "worker", *modules, *options],
-            cwd=self.directory,
-            env=self.environment(**env),
-            stdout=log,
-            stderr=log,
-        )
+        with self.output.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "rabbitflow", "worker", *modules, *options],
+                cwd=self.directory,
+                env=self.environment(**env),
+                stdout=log,
+                stderr=log,
+            )
         return self
 
     async def ready(self, *consumers: str, times: int = 1) -> None:
