@@ -1,0 +1,272 @@
+"""Does a broken consumer slow its neighbours? One event type, four consumers, rating breaks.
+
+    python -m benchmarks.isolation [--events 5000] [--rate 200] [--json FILE] [PEER…]
+
+Every framework runs at its documented defaults. Events are sent at a steady pace, which all of them
+keep up with while rating is healthy. Looked at are the other three consumers: how much of what was
+sent they handled by the end, and the 99th percentile of the time from sending to handling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import pika
+import pika.exceptions
+from rich.console import Console
+from rich.table import Table
+
+PEERS = ("rabbitflow", "faststream", "celery", "dramatiq", "taskiq")
+MODES = ("healthy", "raising", "hanging", "killing", "dead-lettering")
+OTHERS = ("payment", "inventory", "email")
+URL = os.environ.get("RABBITFLOW_URL", "amqp://guest:guest@localhost:5672/")
+WARM_UP_EVENTS = 20
+READY_WITHIN_S = 30.0
+GRACE_S = 8.0
+
+console = Console(width=150)
+
+
+@dataclass
+class Result:
+    """One framework in one scenario.
+
+    Fields:
+        handled: of the events sent to the other three consumers, how many they handled.
+        expected: how many were sent to them.
+        rate: at which they did, in events per second from the first to the last.
+        p50_ms, p99_ms: from sending to handling, of those handled.
+        rating: what became of the events sent to rating.
+    """
+
+    peer: str
+    mode: str
+    handled: int
+    expected: int
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    rating: dict[str, int]
+
+
+def run(peer: str, mode: str, events: int, rate: float) -> Result:
+    """Run one framework in one scenario, in processes of its own."""
+    prefix = f"iso-{secrets.token_hex(3)}"
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log"
+        environment = {
+            **os.environ,
+            "BENCH_PREFIX": prefix,
+            "BENCH_MODE": mode,
+            "BENCH_LOG": str(log),
+            "BENCH_URL": URL,
+            "RABBITFLOW_URL": URL,
+            "RABBITFLOW_NAMESPACE": prefix,
+            "RABBITFLOW_STATE_DIR": directory,
+            "RABBITFLOW_METRICS_PORT": "0",
+            "PYTHONPATH": str(Path.cwd()),
+        }
+        app = [sys.executable, "-m", "benchmarks.isolation", "--as", peer, "--"]
+        described = subprocess.run(
+            [*app, "describe"], env=environment, capture_output=True, text=True, check=True
+        )
+        worker_arguments, queues = json.loads(described.stdout)
+        with (Path(directory) / "worker.log").open("wb") as output:
+            worker = subprocess.Popen(
+                [sys.executable, *worker_arguments],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            try:
+                _warm_up(app, environment, log)
+                send = [*app, "send", str(events), str(rate)]
+                subprocess.run(send, env=environment, check=True)
+                _until_quiet(log, events)
+            finally:
+                left = _stop(worker, queues)
+                _remove(prefix, queues)
+        return _result(peer, mode, events, log, left)
+
+
+def _warm_up(app: list[str], environment: dict[str, str], log: Path) -> None:
+    """Send a few events until the other three have handled some: everybody is up."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    while True:
+        send = [*app, "send", str(-WARM_UP_EVENTS), "100"]
+        subprocess.run(send, env=environment, check=True)
+        seen = {line.split()[0] for line in log.read_text().splitlines()} if log.exists() else set()
+        if seen >= set(OTHERS):
+            return
+        if time.monotonic() > deadline:
+            said = log.with_name("worker.log").read_text(errors="replace")
+            raise RuntimeError(f"the worker handles nothing; it says:\n{said[-2000:]}")
+        time.sleep(0.5)
+
+
+def _until_quiet(log: Path, events: int) -> None:
+    """Wait until the other three have handled everything, or time is up."""
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline:
+        counts = Counter(name for name, number, *_ in _lines(log) if int(number) >= 0)
+        if all(counts[name] >= events for name in OTHERS):
+            return
+        time.sleep(0.5)
+
+
+def _lines(log: Path) -> list[list[str]]:
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _stop(worker: subprocess.Popen[bytes], queues: dict[str, list[str]]) -> dict[str, int]:
+    """Stop the worker and return how many of rating's messages are still on the broker."""
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    connection = pika.BlockingConnection(pika.URLParameters(URL))
+    left: dict[str, int] = {}
+    for meaning, names in queues.items():
+        for name in names:
+            channel = connection.channel()
+            try:
+                found = channel.queue_declare(name, passive=True)
+                left[meaning] = left.get(meaning, 0) + found.method.message_count
+            except pika.exceptions.ChannelClosedByBroker:
+                continue
+    connection.close()
+    return left
+
+
+def _remove(prefix: str, queues: dict[str, list[str]]) -> None:
+    """Remove what the run left on the broker."""
+    connection = pika.BlockingConnection(pika.URLParameters(URL))
+    channel = connection.channel()
+    names = {name for found in queues.values() for name in found}
+    for other in (*OTHERS, "rating"):
+        names |= {f"{prefix}.{other}{end}" for end in ("", ".dead", ".paused")}
+        names |= {f"{prefix}.{other}.retry.{2**power}s" for power in range(17)}
+    names |= {f"{prefix}.events.ORDER_PLACED.log", f"{prefix}.taskiq.delay"}
+    for name in names:
+        channel.queue_delete(name)
+    for name in ("events.ORDER_PLACED", "rabbitflow.control", "orders", "taskiq", "celery"):
+        channel.exchange_delete(f"{prefix}.{name}")
+    connection.close()
+
+
+def _result(peer: str, mode: str, events: int, log: Path, left: dict[str, int]) -> Result:
+    took_ms: list[float] = []
+    first, last = float("inf"), 0.0
+    handled: Counter[str] = Counter()
+    rated: set[str] = set()
+    for name, number, sent_at, handled_at in _lines(log):
+        if int(number) < 0:
+            continue
+        if name == "rating":
+            rated.add(number)
+            continue
+        handled[name] += 1
+        first, last = min(first, float(sent_at)), max(last, float(handled_at))
+        took_ms.append((float(handled_at) - float(sent_at)) * 1000)
+    took_ms.sort()
+    span_s = (last - first) if took_ms else float("nan")
+    fate = {"handled": len(rated), **{name: count for name, count in left.items() if count}}
+    gone = events - sum(fate.values())
+    if gone > 0:
+        fate["gone"] = gone
+    return Result(
+        peer,
+        mode,
+        sum(min(handled[name], events) for name in OTHERS),
+        events * len(OTHERS),
+        sum(handled.values()) / span_s,
+        took_ms[len(took_ms) // 2] if took_ms else float("nan"),
+        took_ms[int(len(took_ms) * 0.99)] if took_ms else float("nan"),
+        fate,
+    )
+
+
+async def _send(peer: str, events: int, rate: float) -> None:
+    """Send events at a steady pace; fewer than none are warm-up, numbered below zero."""
+    module = importlib.import_module(f"benchmarks.peers.{peer}_app")
+    async with module.Producer() as producer:
+        began = time.perf_counter()
+        numbers = range(events) if events > 0 else range(events, 0)
+        for sent, number in enumerate(numbers):
+            due_s = began + sent / rate - time.perf_counter()
+            if due_s > 0:
+                await asyncio.sleep(due_s)
+            await producer.send(number, time.time())
+
+
+def show(results: list[Result], events: int, rate: float) -> None:
+    """Print the table, each framework against itself while rating is healthy."""
+    table = Table(
+        *("framework", "rating is", "the others handled", "rate, healthy = 1"),
+        *("p50", "p99", "p99, healthy = 1"),
+        "what became of rating's events",
+        title=f"{events} events at {rate:g}/s, 4 consumers; the other three while rating breaks",
+    )
+    healthy = {result.peer: result for result in results if result.mode == "healthy"}
+    for result in results:
+        base = healthy.get(result.peer)
+        table.add_row(
+            result.peer,
+            result.mode,
+            f"{result.handled / result.expected:.1%}",
+            f"{result.rate / base.rate:,.2f}" if base else "",
+            f"{result.p50_ms:,.1f} ms",
+            f"{result.p99_ms:,.1f} ms",
+            f"{result.p99_ms / base.p99_ms:,.2f}" if base else "",
+            ", ".join(f"{count} {name}" for name, count in result.rating.items()),
+        )
+    console.print(table)
+
+
+@click.command()
+@click.argument("arguments", nargs=-1)
+@click.option("--as", "peer")
+@click.option("--events", default=5000)
+@click.option("--rate", default=200.0)
+@click.option("--mode", "modes", multiple=True, type=click.Choice(MODES))
+@click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    arguments: tuple[str, ...],
+    peer: str | None,
+    events: int,
+    rate: float,
+    modes: tuple[str, ...],
+    output: Path | None,
+) -> None:
+    """Run the race, or one part of it as a process of its own."""
+    if peer is not None and arguments[0] == "describe":
+        module = importlib.import_module(f"benchmarks.peers.{peer}_app")
+        click.echo(json.dumps([module.WORKER, module.QUEUES]))
+        return
+    if peer is not None:
+        asyncio.run(_send(peer, int(arguments[1]), float(arguments[2])))
+        return
+    results = []
+    for name in arguments or PEERS:
+        for mode in modes or MODES:
+            console.print(f"{name}, rating {mode} …")
+            results.append(run(name, mode, events, rate))
+    show(results, events, rate)
+    if output is not None:
+        output.write_text(json.dumps([asdict(result) for result in results], indent=1))
+
+
+if __name__ == "__main__":
+    main()
