@@ -106,6 +106,12 @@ async def connect(settings: Settings, name: str) -> Connection:
         ) from error
 
 
+def is_alive(connection: Connection) -> bool:
+    """Whether a connection stands, as far as this side knows. The client calls one "closed" only
+    where we closed it; one that the peer ended is no longer "connected"."""
+    return not connection.is_closed and connection.connected.is_set()
+
+
 async def open_channel(connection: Connection, settings: Settings, *, confirms: bool) -> Channel:
     """Open a channel; with ``confirms`` the broker confirms what is published on it.
 
@@ -189,7 +195,7 @@ class ConfirmedChannel:
             self._channel is not None
             and not self._channel.is_closed
             and self._connection is not None
-            and not self._connection.is_closed
+            and is_alive(self._connection)
         )
 
     async def connection(self) -> Connection:
@@ -198,7 +204,7 @@ class ConfirmedChannel:
             return await self._connected()
 
     async def _connected(self) -> Connection:
-        if self._connection is None or self._connection.is_closed:
+        if self._connection is None or not is_alive(self._connection):
             self._connection = await connect(self._settings, self._name)
         return self._connection
 
