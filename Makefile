@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types layers unit bench clean
+.PHONY: help demo test lint types layers unit faults bench clean
 
 help:  ## Show what can be done
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ layers: $(STAMP)  ## Imports point one way
 
 unit: $(STAMP)  ## The tests that need no broker
 	$(BIN)/pytest tests/unit
+
+faults: $(STAMP)  ## Break brokers of our own under load (needs rabbitmq-server, minutes)
+	$(BIN)/pytest tests/faults
 
 bench: $(STAMP)  ## Measure: a caller that waits against one that announces
 	$(BIN)/python -m benchmarks.decoupling

@@ -51,7 +51,7 @@ class RetryLater(RabbitflowError):
     """
 
     def __init__(self, seconds: float, reason: str = "") -> None:
-        if seconds < 0:
+        if not 0 <= seconds < float("inf"):
             raise ValueError(f"RetryLater takes seconds of 0 or more, not {seconds}")
         super().__init__(reason or f"the handler asked for a retry in {seconds:g} s")
         self.seconds = seconds

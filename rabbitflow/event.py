@@ -28,8 +28,22 @@ DataT = TypeVar("DataT")
 
 EVENT_TYPE_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,127}$"
 EventType = Annotated[str, StringConstraints(pattern=EVENT_TYPE_PATTERN)]
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=255)]
-"""255 bytes is the limit of an AMQP short string (AMQP 0-9-1, section 4.2.5.3)."""
+SHORT_TEXT_BYTES = 255
+"""The limit of an AMQP short string (AMQP 0-9-1, section 4.2.5.3)."""
+
+
+def _is_short(text: str) -> str:
+    # A character is at most four bytes, so most texts need no encoding to be known as short.
+    if len(text) * 4 > SHORT_TEXT_BYTES and len(text.encode()) > SHORT_TEXT_BYTES:
+        raise ValueError(f"String should have at most {SHORT_TEXT_BYTES} bytes as UTF-8")
+    return text
+
+
+ShortText = Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_short)]
+
+# What pydantic's parser still reads; a body beyond one of them may be written, but never read.
+_SURE_DEPTH = 200
+_SURE_DIGITS = 4300
 
 
 def new_event_id() -> str:
@@ -49,7 +63,12 @@ def _now() -> datetime:
 
 
 def _to_utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    if moment.tzinfo is UTC:
+        return moment
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC it is not within the years 1 to 9999") from None
 
 
 class Event(BaseModel, Generic[DataT]):
@@ -85,7 +104,8 @@ class Event(BaseModel, Generic[DataT]):
         """Return the JSON body. Optional fields that are not set are left out.
 
         Raises:
-            EventError: ``data`` holds what JSON has no form for: a NaN, an open file, a cycle.
+            EventError: ``data`` holds what JSON has no form for: a NaN, an open file, a cycle; or
+                what no consumer could read: over 190 levels, a number of over 4,300 digits.
         """
         # Not model_dump_json(exclude_none=True): that drops the nulls inside ``data`` too.
         envelope: dict[str, Any] = {
@@ -107,6 +127,7 @@ class Event(BaseModel, Generic[DataT]):
         try:
             body = to_json(envelope, inf_nan_mode="constants")
             _refuse_constants(body)
+            _refuse_unreadable(body)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise EventError(
                 f"the data of {self.type} can't be written as JSON: {error}"
@@ -178,6 +199,12 @@ def _refuse_constants(body: bytes) -> None:
     """
     if b"NaN" in body or b"Infinity" in body:
         json.loads(body, parse_constant=_refuse_constant)
+
+
+def _refuse_unreadable(body: bytes) -> None:
+    """Refuse what every consumer would find malformed. Only a body that could be is parsed."""
+    if len(body) > _SURE_DIGITS or body.count(b"[") + body.count(b"{") > _SURE_DEPTH:
+        from_json(body)
 
 
 def _refuse_constant(name: str) -> NoReturn:

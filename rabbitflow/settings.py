@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -45,7 +46,13 @@ class Settings(BaseSettings):
         metrics_port: their port; 0 for none.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RABBITFLOW_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="RABBITFLOW_",
+        extra="ignore",
+        frozen=True,
+        # A URL that does not fit still holds its password.
+        hide_input_in_errors=True,
+    )
 
     url: SecretStr = SecretStr(DEFAULT_URL)
     url_file: Path | None = None
@@ -73,12 +80,27 @@ class Settings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _is_amqp(cls, value: SecretStr) -> SecretStr:
+        written = value.get_secret_value()
         try:
-            url = URL(value.get_secret_value())
+            url = URL(written)
         except ValueError:
             url = URL()
-        if url.scheme not in ("amqp", "amqps") or not url.host:
-            raise ValueError("not a broker's URL; write amqp://user:password@host:5672/vhost")
+        # A bare / ? or # in a password ends the authority there, and the rest would be shown.
+        _, _, path, query, fragment = urlsplit(written)
+        strayed = "@" in path + query or fragment
+        if url.scheme not in ("amqp", "amqps") or not url.host or strayed:
+            raise ValueError(
+                "not a broker's URL; write amqp://user:password@host:5672/vhost,"
+                " with every / ? # @ and % inside a part percent-encoded"
+            )
+        return value
+
+    @field_validator("namespace")
+    @classmethod
+    def _is_not_reserved(cls, value: str | None) -> str | None:
+        # events.events.A would be the exchange of A here, and of events.A without a namespace.
+        if value == "events":
+            raise ValueError("every event's exchange begins with 'events', so it is no namespace")
         return value
 
     @property
@@ -120,7 +142,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def redact(url: str) -> str:
-    """Return ``url`` without its password and query, fit to be shown."""
+    """Return ``url`` without its password, query and fragment, fit to be shown."""
     parsed = URL(url)
     shown = parsed.with_password(None) if parsed.password is not None else parsed
-    return str(shown.with_query(None))
+    return str(shown.with_query(None).with_fragment(None))

@@ -15,8 +15,13 @@ from rabbitflow.settings import Settings
 
 CONSUMER_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
+_RESERVED_NAMES = frozenset({"dead", "paused"})
+
 RETRY_BUCKETS_S: tuple[int, ...] = tuple(1 << power for power in range(17))
 """1 s to 65,536 s (18 h). A longer delay waits in the last bucket with its own expiration."""
+
+LONGEST_DELAY_S = 10 * 365 * 86_400
+"""Over ten years of expiration RabbitMQ answers 406, and closes the channel."""
 
 # Unset means "no limit" on 3.x and 20 on 4.x; -1 drops the message on its first return on 3.10.8.
 CONSUMER_DELIVERY_LIMIT = 50
@@ -262,6 +267,11 @@ def _holding(queue_type: QueueType) -> Arguments:
 
 def check_consumer_name(name: str) -> str:
     """Return ``name``, or raise ConfigurationError where it could collide with another's queues."""
+    if name in _RESERVED_NAMES:
+        raise ConfigurationError(
+            f"{name!r} is no consumer's name: in a namespace called like another consumer its queue"
+            f" would be that consumer's {name} queue"
+        )
     if CONSUMER_NAME_PATTERN.fullmatch(name) is None:
         raise ConfigurationError(
             f"a consumer's name is 1 to 63 of a-z, 0-9, '_' and '-', a letter first; not {name!r}"

@@ -8,22 +8,24 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
+from yarl import URL
 
 from rabbitflow import Publisher
 from rabbitflow.settings import DEFAULT_URL, Settings, load_settings
 from tests.harness.broker import Probe, remove_namespace
-from tests.harness.node import PrivateNode, answers_amqp, server_binary
+from tests.harness.node import Broker, PrivateNode, answers_amqp, local_ctl, server_binary
 from tests.harness.workers import Worker
 
 
 @pytest.fixture(scope="session")
-def amqp_url() -> Iterator[str]:
+def rabbitmq() -> Iterator[Broker]:
     """RABBITFLOW_TEST_URL, else the RabbitMQ on localhost, else a private node."""
     given = os.environ.get("RABBITFLOW_TEST_URL")
     if given:
-        yield given
+        yield Broker(given, None)
     elif answers_amqp("localhost", 5672):
-        yield DEFAULT_URL
+        yield Broker(DEFAULT_URL, local_ctl())
     elif server_binary() is None:
         pytest.exit(
             "these tests need a RabbitMQ: apt-get install rabbitmq-server,"
@@ -34,9 +36,30 @@ def amqp_url() -> Iterator[str]:
         node = PrivateNode()
         try:
             node.start()
-            yield node.url
+            yield Broker(node.url, node.ctl)
         finally:
             node.remove()
+
+
+@pytest.fixture(scope="session")
+def amqp_url(rabbitmq: Broker) -> str:
+    """Where the RabbitMQ of the tests listens."""
+    return rabbitmq.url
+
+
+@pytest.fixture
+def powerless(rabbitmq: Broker, settings: Settings) -> Iterator[Settings]:
+    """The settings of a user who may read and write, and declare nothing."""
+    if rabbitmq.ctl is None:
+        pytest.skip("a user without permissions takes rabbitmqctl on the broker's own machine")
+    user, password = settings.namespace or "", secrets.token_hex(8)
+    rabbitmq.ctl("add_user", user, password)
+    try:
+        rabbitmq.ctl("set_permissions", user, "^$", ".*", ".*")
+        url = URL(rabbitmq.url).with_user(user).with_password(password)
+        yield settings.model_copy(update={"url": SecretStr(str(url))})
+    finally:
+        rabbitmq.ctl("delete_user", user)
 
 
 @pytest.fixture

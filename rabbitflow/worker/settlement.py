@@ -30,6 +30,7 @@ from rabbitflow.topology import (
     HEADER_PREFIX,
     HEADERS_LIMIT_BYTES,
     HOST,
+    LONGEST_DELAY_S,
     REASON,
     SENDER_SELECTED_HEADERS,
     TRACEBACK,
@@ -81,7 +82,7 @@ class Settlement:
         if delivery.origin:
             headers[EXCHANGE] = delivery.origin
         properties = _copied(delivery, _bounded(headers), self._names)
-        properties.expiration = str(max(1, round(delay_s * 1000)))
+        properties.expiration = str(max(1, round(min(delay_s, LONGEST_DELAY_S) * 1000)))
         queue = self._names.retry(self._consumer, bucket_s)
         await self._publish(queue, delivery.body, properties, bucket_s)
         delivery.ack()

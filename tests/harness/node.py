@@ -10,6 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 START_WITHIN_S = 60.0
@@ -43,10 +45,54 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class PrivateNode:
-    """One RabbitMQ node on free ports of the loopback interface. Its data survive a crash."""
+Ctl = Callable[..., str]
 
-    def __init__(self, name: str = "n1") -> None:
+
+@dataclass(frozen=True)
+class Broker:
+    """A RabbitMQ to test against.
+
+    Fields:
+        url: where it listens.
+        ctl: runs rabbitmqctl against it; None where that is not possible from here.
+    """
+
+    url: str
+    ctl: Ctl | None
+
+
+def local_ctl() -> Ctl | None:
+    """What runs rabbitmqctl against the node of this machine, or None where it does not answer."""
+    tool = shutil.which("rabbitmqctl")
+
+    def ctl(*arguments: str) -> str:
+        return _printed_by([str(tool), "-q", *arguments], dict(os.environ))
+
+    if tool is None:
+        return None
+    try:
+        ctl("list_users")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ctl
+
+
+def _printed_by(command: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+class PrivateNode:
+    """One RabbitMQ node on free ports of the loopback interface. Its data survive a crash.
+
+    Args:
+        name: of the node, before the ``@localhost``.
+        joins: a node that runs; the new one becomes part of its cluster when it starts.
+    """
+
+    def __init__(self, name: str = "n1", *, joins: PrivateNode | None = None) -> None:
         binary = server_binary()
         if binary is None:
             raise RuntimeError("no rabbitmq-server is installed; apt-get install rabbitmq-server")
@@ -54,10 +100,12 @@ class PrivateNode:
         self.directory = Path(tempfile.mkdtemp(prefix="rabbitflow-node-"))
         self.port = free_port()
         self.name = f"{name}@localhost"
-        self._epmd_port = free_port()
+        self._joins = joins
+        # Nodes of one cluster share the cookie in HOME and the daemon that maps names to ports.
+        self._home = joins._home if joins else self.directory / "home"
+        self._epmd_port = joins._epmd_port if joins else free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        home = self.directory / "home"
-        home.mkdir()
+        self._home.mkdir(exist_ok=True)
         (self.directory / "enabled_plugins").write_text("[].")
         (self.directory / "rabbitmq.conf").write_text(
             "disk_free_limit.absolute = 50MB\n"
@@ -67,7 +115,7 @@ class PrivateNode:
         )
         self._environment = {
             **os.environ,
-            "HOME": str(home),
+            "HOME": str(self._home),
             "LC_ALL": "C.UTF-8",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -93,8 +141,25 @@ class PrivateNode:
         """Where it listens."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
+    @property
+    def pid(self) -> int:
+        """Of the Erlang machine, not of the script that started it."""
+        return int((self.directory / "pid").read_text())
+
     def start(self) -> None:
-        """Start it and return when it answers."""
+        """Start it and return when it answers, the first time as a member of its cluster."""
+        self._boot()
+        if self._joins is not None:
+            for step in ("stop_app", "reset", f"join_cluster {self._joins.name}", "start_app"):
+                self.ctl(*step.split())
+            self._joins = None
+
+    def restart(self) -> None:
+        """Stop it in order and start it again."""
+        self.stop()
+        self.start()
+
+    def _boot(self) -> None:
         with (self.directory / "console.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._binary)],
@@ -114,7 +179,7 @@ class PrivateNode:
 
     def kill(self) -> None:
         """Let it crash: nothing is flushed, nothing said."""
-        os.kill(int((self.directory / "pid").read_text()), signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
         if self._process is not None:
             self._process.wait(STOP_WITHIN_S)
 
@@ -127,24 +192,17 @@ class PrivateNode:
     def remove(self) -> None:
         """Stop it for good."""
         self.stop()
-        self.ctl_epmd_stop()
+        if self._home.is_relative_to(self.directory):
+            self._stop_port_mapper()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against it and return what it prints."""
-        tool = self._binary.with_name("rabbitmqctl")
-        done = subprocess.run(
-            [str(tool), "-q", "-n", self.name, *arguments],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return done.stdout
+        tool = str(self._binary.with_name("rabbitmqctl"))
+        return _printed_by([tool, "-q", "-n", self.name, *arguments], self._environment)
 
-    def ctl_epmd_stop(self) -> None:
-        """End the port mapper daemon that the node started for itself."""
+    def _stop_port_mapper(self) -> None:
+        """End the daemon that maps names to ports, which the node started for itself."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
                 ["epmd", "-port", str(self._epmd_port), "-kill"],

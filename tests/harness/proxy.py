@@ -14,11 +14,13 @@ class Proxy:
     Attributes:
         swallows_answers: what the broker says does not reach the client.
         refuses: new connections are closed at once.
+        asked: every byte that clients sent, for counting what they asked for.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.swallows_answers = False
         self.refuses = False
+        self.asked = bytearray()
         self.port = 0
         self._target = host, port
         self._server: asyncio.Server | None = None
@@ -72,6 +74,8 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await source.read(65536):
+                if not is_answer:
+                    self.asked += data
                 if not (is_answer and self.swallows_answers):
                     sink.write(data)
                     await sink.drain()

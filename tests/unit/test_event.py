@@ -58,6 +58,31 @@ def test_an_event_comes_back_from_the_wire_as_it_was(event: Event[Any]) -> None:
     assert EventDecoder()(event.encode()) == event
 
 
+@given(st.integers(150, 260), st.sampled_from(["list", "dict"]))
+def test_what_can_be_written_can_be_read_however_deep_it_is(depth: int, kind: str) -> None:
+    data: Any = 1
+    for _ in range(depth):
+        data = [data] if kind == "list" else {"a": data}
+    event = Event(type="A", data=data)
+    try:
+        body = event.encode()
+    except EventError as refused:
+        assert depth > 190, refused
+    else:
+        assert EventDecoder()(body) == event
+
+
+@pytest.mark.parametrize("digits", [18, 40, 4000, 4300])
+def test_numbers_keep_every_digit(digits: int) -> None:
+    event = Event(type="A", data=-(10**digits) + 1)
+    assert EventDecoder()(event.encode()).data == event.data
+
+
+def test_a_number_that_no_consumer_could_read_is_not_written() -> None:
+    with pytest.raises(EventError, match="number out of range"):
+        Event(type="A", data=10**4400).encode()
+
+
 @given(events)
 def test_the_body_is_json_that_any_language_reads(event: Event[Any]) -> None:
     body = json.loads(event.encode(), parse_constant=pytest.fail)
@@ -116,6 +141,11 @@ def test_timestamps_are_kept_in_utc() -> None:
         (b"[" * 100_000, "Invalid JSON: recursion limit"),
         (b"[" * 100_000 + b"NaN", "not JSON"),
         (b'["ORDER_PLACED"]', "body: Input should be an object"),
+        (BRIEF.replace(b"2026-04-03T10:30:00Z", b"9999-12-31T23:59:59-05:00"), "timestamp: .*9999"),
+        (BRIEF.replace(b"2026-04-03T10:30:00Z", b"0001-01-01T00:00:00+05:00"), "timestamp: .*9999"),
+        (BRIEF.replace(b'"type"', b'"key": "", "type"'), "key: String should have at least 1"),
+        (BRIEF.replace(b"USR-789", b"\\ud800"), "Invalid JSON"),
+        (BRIEF.replace(b'"type"', b'"version": 0, "type"'), "version: Input should be greater"),
     ],
 )
 def test_what_is_no_event_is_refused_with_a_reason(body: bytes, reason: str) -> None:
@@ -127,6 +157,22 @@ def test_a_refusal_does_not_repeat_the_values() -> None:
     with pytest.raises(EventError) as refused:
         EventDecoder(Order)(BRIEF.replace(b"1500", b'"4111-1111-1111-1111"'))
     assert "4111" not in str(refused.value)
+
+
+@pytest.mark.parametrize("field", ["id", "source", "correlation_id", "causation_id", "key"])
+def test_texts_that_travel_as_amqp_properties_are_limited_in_bytes(field: str) -> None:
+    assert Event.model_validate({"type": "A", "data": 1, field: "\u20ac" * 85})
+    with pytest.raises(ValidationError, match="at most 255 bytes"):
+        Event.model_validate({"type": "A", "data": 1, field: "\u20ac" * 86})
+
+
+def test_fields_of_a_later_version_are_passed_over() -> None:
+    event = EventDecoder()(BRIEF.replace(b'"type"', b'"priority": 9, "type"'))
+    assert event.type == "ORDER_PLACED"
+
+
+def test_an_empty_message_id_is_none() -> None:
+    assert EventDecoder()(BRIEF, "").id == EventDecoder()(BRIEF).id
 
 
 def test_nan_inside_a_string_is_no_nan() -> None:

@@ -9,7 +9,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbitflow import DeadLetter, Retry, RetryLater
+from rabbitflow import Consumer, DeadLetter, Retry, RetryLater
 from rabbitflow.errors import HandlerTimeout
 from rabbitflow.retry import (
     REJECTED,
@@ -20,6 +20,7 @@ from rabbitflow.retry import (
     RetryIn,
     Verdict,
 )
+from rabbitflow.topology import bucket_for
 
 NOW = datetime(2026, 4, 3, 10, 30, tzinfo=UTC)
 
@@ -80,6 +81,47 @@ def test_a_handler_may_ask_for_its_own_delay_within_the_limit_of_attempts() -> N
     assert verdict(policy, 3, RetryLater(90)) == Dead(RETRIES_EXHAUSTED)
 
 
+@pytest.mark.parametrize("wait_s", [-1, float("inf"), float("nan")])
+def test_a_delay_that_is_none_is_refused_where_it_is_asked_for(wait_s: float) -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        RetryLater(wait_s)
+
+
+def test_max_age_counts_the_wait_that_a_handler_asks_for_only_when_it_is_over() -> None:
+    policy = Retry.fixed(attempts=100, wait=10, max_age="1h")
+    assert verdict(policy, 2, RetryLater(7200), failing_for_s=60) == RetryIn(7200)
+    assert verdict(policy, 3, failing_for_s=7260) == Dead(RETRIES_EXHAUSTED)
+
+
+def test_never_wins_over_only() -> None:
+    policy = Retry.fixed(only=(ConnectionError,), never=(ConnectionResetError,))
+    assert verdict(policy, error=ConnectionResetError()) == Dead(REJECTED)
+    assert verdict(policy, error=ConnectionAbortedError()) == RetryIn(10)
+
+
+@given(st.integers(1, 10_000), st.floats(0.001, 1000), st.floats(0.001, 100_000))
+def test_no_wait_is_longer_than_the_cap(attempt: int, first: float, cap: float) -> None:
+    found = verdict(Retry.exponential(attempts=20_000, first=first, cap=cap), attempt)
+    assert isinstance(found, RetryIn)
+    assert 0 <= found.delay_s <= cap
+
+
+@given(
+    st.integers(1, 30),
+    st.floats(0, 5000),
+    st.sampled_from([ValueError(), CardDeclined(), RetryLater(3), DeadLetter("no"), OSError()]),
+)
+def test_the_same_failure_always_has_the_same_verdict(
+    attempt: int, failing_for_s: float, error: Exception
+) -> None:
+    policy = Retry.exponential(attempts=9, max_age="1h", never=(CardDeclined,))
+    found = verdict(policy, attempt, error, failing_for_s)
+    assert found == verdict(policy, attempt, error, failing_for_s)
+    if isinstance(found, RetryIn):
+        assert attempt < 9
+        assert failing_for_s < 3600
+
+
 def test_a_handler_may_ask_for_the_dead_letters() -> None:
     assert verdict(Retry.fixed(), error=DeadLetter("no such user")) == Dead(REJECTED)
 
@@ -118,6 +160,25 @@ def test_jitter_stays_within_its_bounds(attempt: int, jitter: float) -> None:
 def test_the_delays_a_policy_reaches_are_known_before_it_is_used() -> None:
     assert Retry.schedule("1s", "30s").reachable_delays_s() == [(1, 1), (30, 30)]
     assert Retry.none().reachable_delays_s() == []
+    assert Retry.exponential(attempts=4, first=1, cap=3).reachable_delays_s() == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+
+
+@given(st.integers(1, 12), st.floats(0.1, 60), st.floats(1, 4000))
+def test_every_retry_finds_a_queue_that_was_declared_at_start(
+    attempts: int, first: float, cap: float
+) -> None:
+    policy = Retry.exponential(attempts=attempts, first=first, cap=cap)
+    payment = Consumer("payment", retry=policy)
+    payment.on("ORDER_PLACED")(lambda event: None)
+    declared = payment.retry_buckets_s()
+    for attempt in range(1, attempts):
+        found = verdict(policy, attempt)
+        assert isinstance(found, RetryIn)
+        assert bucket_for(found.delay_s) in declared
 
 
 @pytest.mark.parametrize("attempts", [0, -1])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import traceback
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rabbitflow import ConfigurationError
 from rabbitflow.durations import seconds
-from rabbitflow.settings import load_settings, redact
+from rabbitflow.settings import Settings, load_settings, redact
 
 
 def test_the_environment_is_read_and_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,13 +52,65 @@ def test_a_password_is_never_shown(url: str) -> None:
     assert "me@host" in redact(url)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://me:s3cret@host/", "amqp://", "s3cret", "amqp://me:s3cret@host:port/"]
-)
-def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
+BROKEN_URLS = [
+    "http://me:s3cret@host/",
+    "amqp://",
+    "s3cret",
+    "amqp://me:s3cret@host:port/",
+    "amqp://me:s3cret@host:99999/",
+    # A password with a bare / ? or # in it: what stands before looks like a host and its port.
+    "amqp://me:12/s3cret@host/",
+    "amqp://me:12?s3cret@host/",
+    "amqp://me:12#s3cret@host/",
+    "amqp://me:p/s3cret@host/",
+]
+
+
+@pytest.mark.parametrize("url", BROKEN_URLS)
+def test_a_url_that_is_none_is_refused_without_being_repeated(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigurationError, match="not a broker's URL") as refused:
         load_settings(url=url)
-    assert "s3cret" not in str(refused.value)
+    with pytest.raises(ValidationError) as directly:
+        Settings.model_validate({"url": url})
+    (tmp_path / "url").write_text(url)
+    monkeypatch.setenv("RABBITFLOW_URL_FILE", str(tmp_path / "url"))
+    with pytest.raises(ConfigurationError) as from_file:
+        load_settings()
+    for error in (refused, directly, from_file):
+        assert "s3cret" not in "".join(traceback.format_exception(error.value))
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zs"]), min_size=1))
+def test_no_password_however_odd_is_shown(password: str) -> None:
+    url = f"amqp://me:{quote('s3cret' + password, safe='')}@host/a%40b"
+    settings = load_settings(url=url)
+    assert settings.shown_url == "amqp://me@host/a@b"
+    assert "s3cret" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+def test_a_namespace_that_every_event_begins_with_is_refused() -> None:
+    assert load_settings(namespace="").namespace is None
+    with pytest.raises(ConfigurationError, match="it is no namespace"):
+        load_settings(namespace="events")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("namespace", "shop.eu"),
+        ("namespace", "1"),
+        ("queue_type", "mirrored"),
+        ("event_log_max_age", "seven days"),
+        ("publish_timeout_s", 0),
+        ("max_body_bytes", -1),
+        ("metrics_port", 65536),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"a setting does not fit: {name}: "):
+        load_settings(**{name: value})
 
 
 @pytest.mark.parametrize(
