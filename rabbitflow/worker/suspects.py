@@ -87,10 +87,6 @@ class Strikes:
         }
 
 
-def _to_json(strikes: Mapping[str, Strike]) -> dict[str, list[Any]]:
-    return {name: [strike.count, strike.cause] for name, strike in strikes.items()}
-
-
 def strikes_from_json(strikes: Mapping[str, list[Any]]) -> dict[str, Strike]:
     """Return what :meth:`Strikes.as_json` wrote."""
     return {
