@@ -70,6 +70,13 @@ class Delivery:
         return self.properties.message_id or derived_id(self.body)
 
     @property
+    def suspect_id(self) -> str:
+        """What its strikes are counted for: the event, and anew after each replay, which an
+        operator asks for once the cause is mended."""
+        replays = self.headers.get(REPLAYS)
+        return self.id if replays is None else f"{self.id} replayed {replays}"
+
+    @property
     def attempt(self) -> int:
         """Which attempt this delivery is, counted in our own header; the first is 1."""
         return _count(self.headers.get(ATTEMPT), at_least=1)

@@ -211,7 +211,7 @@ class Handling:
         return batches
 
     async def _ended_by_strikes(self, delivery: Delivery) -> bool:
-        strike = self._strikes.get(delivery.id)
+        strike = self._strikes.get(delivery.suspect_id)
         if strike is None or strike.count < CRASH_LIMIT:
             return False
         error = _Crashed(

@@ -335,7 +335,7 @@ class ConsumerRuntime:
     async def _handle_alone(self, delivery: Delivery) -> bool | None:
         async with self._gate.alone():
             if self._note is not None:
-                self._note.write(delivery.id)
+                self._note.write(delivery.suspect_id)
             try:
                 return await self.handling.handle(delivery)
             finally:
