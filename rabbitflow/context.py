@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rabbitflow.event import Event, derived_id
+
+if TYPE_CHECKING:
+    from rabbitflow.observe.spans import Bookmark
 
 logger = logging.getLogger("rabbitflow.handler")
 
@@ -37,6 +40,7 @@ class Context:
         "_event",
         "_loop",
         "attempt",
+        "bookmark",
         "consumer",
         "is_replay",
     )
@@ -60,6 +64,8 @@ class Context:
         self._deadline = deadline
         self._loop = loop
         self._announced = 0
+        # Where its trace is, for a handler that runs in a task of many events.
+        self.bookmark: Bookmark | None = None
 
     @property
     def remaining_s(self) -> float | None:
@@ -69,17 +75,19 @@ class Context:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose records carry consumer, event id, type, attempt and correlation id."""
+        return logging.LoggerAdapter(logger, self.log_fields())
+
+    def log_fields(self) -> dict[str, object]:
+        """What log records of the handler carry, whoever writes them."""
         event = self._event
-        return logging.LoggerAdapter(
-            logger,
-            {
-                "consumer": self.consumer,
-                "event_id": event.id,
-                "event_type": event.type,
-                "attempt": self.attempt,
-                "correlation_id": event.correlation_id,
-            },
-        )
+        return {
+            "consumer": self.consumer,
+            "event_id": event.id,
+            "event_type": event.type,
+            "attempt": self.attempt,
+            # As ctx.publish hands it on, so that one search finds everything of one cause.
+            "correlation_id": event.correlation_id or event.id,
+        }
 
     async def publish(
         self, event_type: str, data: Any, *, id: str | None = None, **fields: Any
@@ -98,7 +106,10 @@ class Context:
         fields.setdefault("causation_id", self._event.id)
         self._announced += 1
         follow_up = id or derived_id(self._event.id, self.consumer, event_type, self._announced)
-        return await self._announcer.publish(event_type, data, id=follow_up, **fields)
+        if self.bookmark is None:
+            return await self._announcer.publish(event_type, data, id=follow_up, **fields)
+        with self.bookmark.resumed():
+            return await self._announcer.publish(event_type, data, id=follow_up, **fields)
 
     def publish_sync(
         self, event_type: str, data: Any, *, id: str | None = None, **fields: Any

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError as FutureCancelledError
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pamqp.commands import Basic
 from pydantic import ValidationError
@@ -19,8 +19,12 @@ from rabbitflow.declaration import declare
 from rabbitflow.errors import EventError, PublishTimeout, Unroutable
 from rabbitflow.event import Event, readable
 from rabbitflow.observe.metrics import CONFIRMED, FAILED, UNROUTABLE, PublishMetrics
+from rabbitflow.observe.tracing import tracing
 from rabbitflow.settings import Settings, load_settings
 from rabbitflow.topology import Names, event_topology
+
+if TYPE_CHECKING:
+    from rabbitflow.observe.spans import Spans
 
 ResultT = TypeVar("ResultT")
 
@@ -75,6 +79,8 @@ class Publisher:
         self._source = source
         self._channel = ConfirmedChannel(settings, f"rabbitflow publisher {source or os.getpid()}")
         self._declared: dict[str, asyncio.Task[None]] = {}
+        self._has_begun = False
+        self._spans: Spans | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -198,8 +204,29 @@ class Publisher:
             raise EventError(readable(error)) from error
 
     async def _announce(self, event: Event[Any], body: bytes, timeout_s: float | None) -> None:
+        if not self._has_begun:
+            self._has_begun, self._spans = True, tracing()
+        if self._spans is None:
+            await self._send(event, body, timeout_s, None)
+            return
+        attributes: dict[str, str | int | bool] = {
+            "messaging.message.id": event.id,
+            "messaging.message.body.size": len(body),
+        }
+        if event.correlation_id:
+            attributes["messaging.message.conversation_id"] = event.correlation_id
+        with self._spans.publishing(self._names.exchange(event.type), attributes) as headers:
+            await self._send(event, body, timeout_s, headers)
+
+    async def _send(
+        self,
+        event: Event[Any],
+        body: bytes,
+        timeout_s: float | None,
+        headers: dict[str, Any] | None,
+    ) -> None:
         exchange = self._names.exchange(event.type)
-        properties = properties_of(event)
+        properties = properties_of(event, headers)
         await self._ensure_declared(event.type)
         try:
             await self._channel.publish(exchange, "", body, properties, timeout_s=timeout_s)

@@ -5,13 +5,46 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 LogFormat = Literal["text", "json"]
 
-FIELDS = ("consumer", "event_id", "event_type", "attempt", "correlation_id", "reason")
+FIELDS = (
+    "consumer",
+    "event_id",
+    "event_type",
+    "attempt",
+    "correlation_id",
+    "batch_size",
+    "reason",
+)
 """What a record may carry beside its message."""
+
+
+class Described(Protocol):
+    """What is being handled: the context of one event, or those of a batch."""
+
+    def log_fields(self) -> Mapping[str, object]:
+        """What every log record of its handler carries."""
+        ...
+
+
+being_handled: ContextVar[Described | None] = ContextVar("being_handled", default=None)
+"""What the current task or thread handles. Whoever logs there, its records carry the fields."""
+
+
+class _OfTheEvent(logging.Filter):
+    """Puts the event that is being handled into every record that does not name one itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        handled = being_handled.get()
+        if handled is not None and not hasattr(record, "event_id"):
+            for name, value in handled.log_fields().items():
+                record.__dict__.setdefault(name, value)
+        return True
 
 
 class _TextFormatter(logging.Formatter):
@@ -19,6 +52,14 @@ class _TextFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line = super().formatMessage(record)
+        fields = _fields_of(record)
+        # Some messages name their event already; they need no second telling.
+        if str(fields.get("event_id")) in record.message:
+            return line
+        return " ".join([line, *(f"{name}={value}" for name, value in fields.items())])
 
 
 class _JsonFormatter(logging.Formatter):
@@ -28,18 +69,21 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **_fields_of(record),
         }
-        for name in FIELDS:
-            value = getattr(record, name, None)
-            if value is not None:
-                line[name] = value
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, object]:
+    found = ((name, getattr(record, name, None)) for name in FIELDS)
+    return {name: value for name, value in found if value is not None}
 
 
 def configure_logging(log_format: str = "text", level: str = "INFO") -> None:
     """Send the log to standard error. Called by the commands, never on import."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    handler.addFilter(_OfTheEvent())
     logging.basicConfig(level=level, handlers=[handler], force=True)

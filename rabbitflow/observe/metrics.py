@@ -9,7 +9,7 @@ them (:mod:`rabbitflow.observe.exposition`).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 BUCKETS_S = (
@@ -29,12 +29,17 @@ BUCKETS_S = (
     30.0,
     60.0,
     300.0,
+    1800.0,
+    7200.0,
 )
 """Upper bounds of the histograms, in seconds; what takes longer is counted under +Inf."""
 
 SUCCEEDED, RETRIED, DEAD_LETTERED = "succeeded", "retried", "dead_lettered"
+DUPLICATE = "duplicate"
+OUTCOMES = (SUCCEEDED, RETRIED, DEAD_LETTERED, DUPLICATE)
 """How the handling of an event ends."""
 CONFIRMED, UNROUTABLE, FAILED = "confirmed", "unroutable", "failed"
+PUBLISH_OUTCOMES = (CONFIRMED, UNROUTABLE, FAILED)
 """How a publish ends."""
 
 UNKNOWN_TYPE = "unknown"
@@ -67,14 +72,15 @@ class HandlerMetrics:
 
     __slots__ = ("age", "outcomes", "run")
 
-    def __init__(self) -> None:
-        self.outcomes: dict[str, int] = {}
+    def __init__(self, outcomes: Iterable[str]) -> None:
+        # Shown as 0 from the start: a rate needs a value before the first increase.
+        self.outcomes = dict.fromkeys(outcomes, 0)
         self.run = Histogram()
         self.age = Histogram()
 
     def ended(self, outcome: str) -> None:
         """Count how an event ended."""
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        self.outcomes[outcome] += 1
 
 
 class ConsumerMetrics:
@@ -87,9 +93,7 @@ class ConsumerMetrics:
         """Return the metrics of a handled event type; keep them, to save the look-up."""
         metrics = self._by_type.get(event_type)
         if metrics is None:
-            metrics = self._by_type[event_type] = HandlerMetrics()
-            # Shown as 0 from the start: a rate needs a value before the first increase.
-            metrics.outcomes = dict.fromkeys((SUCCEEDED, RETRIED, DEAD_LETTERED), 0)
+            metrics = self._by_type[event_type] = HandlerMetrics(OUTCOMES)
         return metrics
 
     def figures(self) -> Figures:
@@ -114,7 +118,7 @@ class PublishMetrics:
         """Count one publish and how long its confirm took."""
         metrics = self._by_type.get(event_type)
         if metrics is None:
-            metrics = self._by_type[event_type] = HandlerMetrics()
+            metrics = self._by_type[event_type] = HandlerMetrics(PUBLISH_OUTCOMES)
         metrics.ended(outcome)
         metrics.run.observe(took_s)
 

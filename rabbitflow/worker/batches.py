@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -15,15 +16,31 @@ Member = tuple[Event[Any], Context, "asyncio.Future[None]"]
 RunBatch = Callable[[Sequence[Event[Any]], Sequence[Context]], Awaitable[None]]
 
 
+class BatchDescription:
+    """What log records of a batch handler carry: those of its one event, or how many there are."""
+
+    def __init__(self, contexts: Sequence[Context]) -> None:
+        self._contexts = contexts
+
+    def log_fields(self) -> dict[str, object]:
+        """The fields."""
+        first = self._contexts[0]
+        if len(self._contexts) == 1:
+            return first.log_fields()
+        return {"consumer": first.consumer, "batch_size": len(self._contexts)}
+
+
 class Batches:
     """Collects the events of one batch handler and runs it.
 
     Args:
         batch: how many, and how long the first one waits.
         run: the handler, within its time-out.
+        surroundings: the context variables it runs with; those of its events belong to one each.
     """
 
-    def __init__(self, batch: Batch, run: RunBatch) -> None:
+    def __init__(self, batch: Batch, run: RunBatch, surroundings: contextvars.Context) -> None:
+        self._surroundings = surroundings
         self._batch = batch
         self._run = run
         self._waiting: list[Member] = []
@@ -61,7 +78,9 @@ class Batches:
         members = [member for member in self._waiting if not member[2].done()]
         self._waiting = []
         if members:
-            task = asyncio.create_task(self._run_together(members))
+            task = asyncio.create_task(
+                self._run_together(members), context=self._surroundings.copy()
+            )
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 

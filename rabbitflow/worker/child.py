@@ -18,6 +18,7 @@ from typing import Any
 from rabbitflow.consumer import Consumer
 from rabbitflow.errors import AccessRefused, ConfigurationError
 from rabbitflow.observe.logs import configure_logging
+from rabbitflow.observe.tracing import flush_traces
 from rabbitflow.settings import Settings
 from rabbitflow.worker.discovery import consumers_of, import_module
 from rabbitflow.worker.process import (
@@ -140,6 +141,7 @@ def main() -> None:
         logger.exception("%s failed in a way that is not its handlers'", order.consumer)
     finally:
         # Not sys.exit: that waits for threads, and a hung handler's thread never ends.
+        flush_traces()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -88,6 +88,11 @@ class Delivery:
         return bool(headers) and (REPLAYS in headers or REPLAYED_FROM_LOG in headers)
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether it comes from its announcement: a retry or a replay is old on purpose."""
+        return self.attempt == 1 and not self.is_replay
+
+    @property
     def came_back(self) -> int:
         """How often the broker took it back unsettled: it may have killed a process."""
         headers = self.properties.headers
@@ -115,6 +120,20 @@ class Delivery:
             or self.headers.get(EVENT_TYPE)
             or type_of(self.body)
         )
+
+    def described(self, consumer: str, names: Names) -> tuple[str, dict[str, str | int | bool]]:
+        """Return what a trace calls the place it came from, and what it tells of it."""
+        queue = names.queue(consumer)
+        attributes: dict[str, str | int | bool] = {
+            "messaging.message.id": self.id,
+            "messaging.message.body.size": len(self.body),
+            "messaging.rabbitmq.message.delivery_tag": self.tag,
+            "rabbitflow.consumer": consumer,
+            "rabbitflow.attempt": self.attempt,
+        }
+        if self.properties.correlation_id:
+            attributes["messaging.message.conversation_id"] = self.properties.correlation_id
+        return (f"{self.origin}:{queue}" if self.origin else queue), attributes
 
     def ack(self) -> None:
         """Settle it: the broker forgets it. Only after its outcome is safe."""

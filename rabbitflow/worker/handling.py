@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rabbitflow.consumer import Batch, Consumer, Handler
 from rabbitflow.context import Context
 from rabbitflow.errors import EventError, RabbitflowError
 from rabbitflow.event import Event
+from rabbitflow.observe.logs import being_handled
 from rabbitflow.observe.metrics import (
     DEAD_LETTERED,
     RETRIED,
@@ -21,16 +23,20 @@ from rabbitflow.observe.metrics import (
     ConsumerMetrics,
     HandlerMetrics,
 )
+from rabbitflow.observe.tracing import tracing
 from rabbitflow.publisher import Publisher
 from rabbitflow.retry import CRASHED, INVALID, NO_HANDLER, REJECTED, Dead, Failure, RetryIn
 from rabbitflow.settings import Settings
 from rabbitflow.signature import HandlerFunction, Signature
 from rabbitflow.topology import Names
-from rabbitflow.worker.batches import Batches
+from rabbitflow.worker.batches import BatchDescription, Batches
 from rabbitflow.worker.delivery import Delivery
 from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.settlement import Settlement
 from rabbitflow.worker.suspects import CRASH_LIMIT, Strike
+
+if TYPE_CHECKING:
+    from rabbitflow.observe.spans import Spans
 
 _IMMEDIATE_PAUSE_S = 0.05
 _UNSETTLED_PAUSE_S = 1.0
@@ -88,13 +94,16 @@ class Handling:
         }
         self._batches: dict[HandlerFunction, Batches] = {}
         self._batching = asyncio.Semaphore(consumer.concurrency)
+        # What runs many events belongs to the trace and the log lines of none of them.
+        self._of_no_event = contextvars.copy_context()
+        self._spans = tracing()
 
     async def close(self) -> None:
         """End what runs in batches."""
         for batches in self._batches.values():
             await batches.close()
 
-    async def handle(self, delivery: Delivery) -> bool | None:
+    def handle(self, delivery: Delivery) -> Coroutine[Any, Any, bool | None]:
         """Handle a delivery to its end: acked, handed to a retry queue, or dead-lettered.
 
         Only a cancellation, or a subscription that was lost meanwhile, leaves it to the broker.
@@ -103,6 +112,17 @@ class Handling:
             Whether the handler failed in a way that says something of what it depends on; None
             where it did not run, or refused the event itself.
         """
+        spans = self._spans
+        return self._handle(delivery) if spans is None else self._handle_traced(delivery, spans)
+
+    async def _handle_traced(self, delivery: Delivery, spans: Spans) -> bool | None:
+        destination, attributes = delivery.described(self._consumer.name, self._names)
+        with spans.processing(
+            destination, delivery.headers, attributes, is_replay=delivery.is_replay
+        ):
+            return await self._handle(delivery)
+
+    async def _handle(self, delivery: Delivery) -> bool | None:
         if self._strikes and await self._ended_by_strikes(delivery):
             return None
         try:
@@ -113,7 +133,8 @@ class Handling:
         except _NoHandler as error:
             await self._dead_letter(delivery, NO_HANDLER, error, delivery.event_type(self._names))
             return None
-        metrics.age.observe(max(0.0, time.time() - event.timestamp.timestamp()))
+        if delivery.is_fresh:
+            metrics.age.observe(max(0.0, time.time() - event.timestamp.timestamp()))
         began = time.perf_counter()
         raised = await self._attempt(delivery, handler, signature, event)
         metrics.run.observe(time.perf_counter() - began)
@@ -130,6 +151,8 @@ class Handling:
                     delivery, lambda: self._settlement.retry(delivery, delay_s, first_failed_at)
                 )
                 metrics.ended(RETRIED)
+                if self._spans is not None:
+                    self._spans.failed(raised, RETRIED)
                 logger.debug("%s retries %s in %g s", self._consumer.name, event.id, delay_s)
                 return True
             case Dead(reason):
@@ -184,18 +207,23 @@ class Handling:
                 deadline=None if timeout_s is None else time.monotonic() + timeout_s,
                 loop=self._loop,
             )
+            being_handled.set(context)
             try:
                 if handler.batch is None:
                     await self._execution.run(signature, timeout_s, event, context)
                 else:
+                    if self._spans is not None:
+                        context.bookmark = self._spans.bookmark()
                     await self._batches_of(handler, handler.batch, signature).add(event, context)
             except Exception as error:
+                being_handled.set(None)
                 now = datetime.now(UTC)
                 failure = Failure(error, delivery.attempt, now, now)
                 if not runs_left or not handler.retry.is_worth_retrying(failure):
                     return error
                 runs_left -= 1
             else:
+                being_handled.set(None)
                 return None
             await asyncio.sleep(_IMMEDIATE_PAUSE_S)
 
@@ -205,9 +233,16 @@ class Handling:
 
             async def run(events: Sequence[Event[Any]], contexts: Sequence[Context]) -> None:
                 async with self._batching:
-                    await self._execution.run(signature, handler.timeout_s, events, contexts)
+                    being_handled.set(BatchDescription(contexts))
+                    if self._spans is None:
+                        await self._execution.run(signature, handler.timeout_s, events, contexts)
+                        return
+                    members = [context.bookmark for context in contexts if context.bookmark]
+                    with self._spans.batch(self._names.queue(self._consumer.name), members):
+                        await self._execution.run(signature, handler.timeout_s, events, contexts)
 
-            batches = self._batches[handler.function] = Batches(batch, run)
+            batches = Batches(batch, run, self._of_no_event)
+            self._batches[handler.function] = batches
         return batches
 
     async def _ended_by_strikes(self, delivery: Delivery) -> bool:
@@ -230,6 +265,8 @@ class Handling:
         )
         label = event_type if event_type in self._reactions else UNKNOWN_TYPE
         self.metrics.of(label).ended(DEAD_LETTERED)
+        if self._spans is not None:
+            self._spans.failed(error, DEAD_LETTERED)
 
     async def _settled(self, delivery: Delivery, settle: Callable[[], Awaitable[None]]) -> None:
         """Settle until the copy is confirmed, or the broker has the delivery back.

@@ -136,6 +136,7 @@ class Settlement:
                 "event_id": delivery.id,
                 "event_type": event_type,
                 "attempt": delivery.attempt,
+                "correlation_id": delivery.properties.correlation_id,
                 "reason": reason,
             },
         )
