@@ -12,6 +12,7 @@ from rabbitflow.observe.logs import configure_logging
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names
 from rabbitflow.worker.discovery import Discovery
+from rabbitflow.worker.notify import Notifier
 from rabbitflow.worker.single import run_single_process
 from rabbitflow.worker.supervisor import Plan, Supervisor
 
@@ -62,9 +63,11 @@ def worker(
         metrics_port=metrics_port,
     )
     plan = Plan(modules, processes, concurrency, reload, log_format, log_level.upper())
+    # Also where nobody will use it: no child, and no handler, may speak to systemd in our name.
+    notifier = Notifier.from_environment()
     if single_process:
         sys.exit(run(run_single_process(plan, settings)))
-    supervisor = Supervisor(plan, settings, lambda found: _banner(found, settings))
+    supervisor = Supervisor(plan, settings, lambda found: _banner(found, settings), notifier)
     sys.exit(run(supervisor.run()))
 
 

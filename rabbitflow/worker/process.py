@@ -23,6 +23,7 @@ EXIT_BROKER_LOST = 69
 ORDERLY_EXITS = frozenset({0, EXIT_CONFIGURATION, EXIT_REPLACE, EXIT_BROKER_LOST})
 
 LINE_LIMIT_BYTES = 16 * 1024 * 1024
+START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,14 @@ class Child:
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
         return status
+
+    def overdue_s(self, stall_timeout_s: float) -> float:
+        """How long it has been silent beyond what it may be, in seconds; below 0 while it is well.
+        Before its first sign of life it may take its time to import the modules."""
+        if self.process.returncode is not None:
+            return -stall_timeout_s
+        limit_s = stall_timeout_s if self.has_beaten else max(START_TIMEOUT_S, stall_timeout_s)
+        return time.monotonic() - self.heard_at - limit_s
 
     def terminate(self) -> None:
         """Ask it to finish and stop; asked twice, it stops at once."""

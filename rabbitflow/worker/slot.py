@@ -45,6 +45,15 @@ class Slot:
         """The last thing its child said."""
         return Beat() if self.child is None else self.child.beat
 
+    @property
+    def handled(self) -> int:
+        """How many events its children are done with, whatever the outcome."""
+        return sum(
+            sum(figures["outcomes"].values())
+            for by_type in (self.ended_figures["handled"], self.beat.handled)
+            for figures in by_type.values()
+        )
+
     def end(self, reason: str) -> None:
         """Keep the figures of a child that ended: a counter never goes backwards."""
         beat = self.beat

@@ -7,9 +7,10 @@ import logging
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -18,6 +19,7 @@ from rabbitflow.observe.exposition import WorkerCollector
 from rabbitflow.observe.server import StatusServer
 from rabbitflow.settings import Settings
 from rabbitflow.worker.discovery import Discovery, discover
+from rabbitflow.worker.notify import Notifier
 from rabbitflow.worker.process import (
     EXIT_CONFIGURATION,
     EXIT_REPLACE,
@@ -26,15 +28,17 @@ from rabbitflow.worker.process import (
     Order,
     ended,
 )
+from rabbitflow.worker.report import Report
 from rabbitflow.worker.slot import Slot, consumer_states, end_reason, readiness
 from rabbitflow.worker.waiting import first_of
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 30.0
 STEADY_AFTER_S = 60.0
-START_TIMEOUT_S = 60.0
 KILL_AFTER_S = 5.0
 LOOK_EVERY_S = 0.5
+
+FileChanges = AsyncIterator[set[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +73,7 @@ class Supervisor:
         plan: what to run.
         settings: where, and with which limits.
         on_discovered: called with what was found, each time the modules are searched.
+        notifier: the way to systemd; None where it did not start this process.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Supervisor:
         plan: Plan,
         settings: Settings,
         on_discovered: Callable[[Discovery], None] = lambda discovery: None,
+        notifier: Notifier | None = None,
     ) -> None:
         self._plan = plan
         self._settings = settings
@@ -84,6 +90,8 @@ class Supervisor:
         self._stopping_now = asyncio.Event()
         self._restarting = asyncio.Event()
         self.slots: list[Slot] = []
+        self._notifier = notifier or Notifier(None)
+        self._report = Report(self._notifier, lambda: self.slots, settings.stall_timeout_s)
 
     @property
     def is_ready(self) -> bool:
@@ -95,10 +103,12 @@ class Supervisor:
         if self._stopping.is_set():
             self._stopping_now.set()
         self._stopping.set()
+        self._report.stop()
 
     def restart(self) -> None:
         """Search the modules again and start every child anew, as after a change of code."""
         self._restarting.set()
+        self._report.reload()
 
     async def run(self) -> int:
         """Run until stopped; return the exit code of the worker.
@@ -111,7 +121,9 @@ class Supervisor:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.restart)
         with tempfile.TemporaryDirectory(prefix="rabbitflow-") as directory:
-            watching = asyncio.create_task(self._watch_files()) if self._plan.reload else None
+            helpers = [asyncio.create_task(work) for work in self._helpers()]
+            for helper in helpers:
+                helper.add_done_callback(self._stop_after_defect)
             status = self._status_server()
             try:
                 while True:
@@ -122,9 +134,21 @@ class Supervisor:
             finally:
                 if status is not None:
                     status.close()
-                if watching is not None:
-                    watching.cancel()
-                    await asyncio.gather(watching, return_exceptions=True)
+                for helper in helpers:
+                    helper.cancel()
+                await asyncio.gather(*helpers, return_exceptions=True)
+                self._notifier.close()
+
+    def _helpers(self) -> Iterator[Coroutine[Any, Any, None]]:
+        if self._plan.reload:
+            yield self._watch_files(file_watcher())
+        if self._notifier.is_heard:
+            yield self._report.run()
+
+    def _stop_after_defect(self, helper: asyncio.Task[None]) -> None:
+        if not helper.cancelled() and (defect := helper.exception()) is not None:
+            logger.error("the worker stops: it can't be supervised", exc_info=defect)
+            self.stop()
 
     def _status_server(self) -> StatusServer | None:
         """Serve metrics and health; without them where nobody asked for this very port."""
@@ -149,6 +173,7 @@ class Supervisor:
     async def _run_once(self, directory: Path) -> int:
         discovery = await discover(self._plan.modules)
         self._on_discovered(discovery)
+        self._report.discovered(discovery)
         for broken in discovery.broken:
             logger.error("module %s is not run: %s", broken.module, broken.error)
             if broken.traceback:
@@ -173,16 +198,10 @@ class Supervisor:
                 slot.note.close()
         return EXIT_CONFIGURATION if all(slot.is_refused for slot in self.slots) else 0
 
-    async def _watch_files(self) -> None:
+    async def _watch_files(self, changes: FileChanges) -> None:
         """Restart on every change of a Python file below the current directory."""
-        try:
-            from watchfiles import PythonFilter, awatch  # noqa: PLC0415
-        except ImportError:
-            raise ConfigurationError(
-                "--reload needs watchfiles; install it with: pip install 'rabbitflow[reload]'"
-            ) from None
-        async for changes in awatch(Path.cwd(), watch_filter=PythonFilter()):
-            logger.info("%d files changed; starting anew", len(changes))
+        async for changed in changes:
+            logger.info("%d files changed; starting anew", len(changed))
             self.restart()
 
     async def _keep(self, slot: Slot) -> None:
@@ -247,9 +266,9 @@ class Supervisor:
                 await ending
 
     def _replace_if_stalled(self, slot: Slot, child: Child) -> None:
-        silent_s = time.monotonic() - child.heard_at
-        limit_s = self._settings.stall_timeout_s if child.has_beaten else START_TIMEOUT_S
-        if silent_s > limit_s and child.killed_because is None:
+        is_overdue = child.overdue_s(self._settings.stall_timeout_s) > 0
+        if is_overdue and child.killed_because is None:
+            silent_s = time.monotonic() - child.heard_at
             logger.error("%s gave no sign of life for %.0f s; replacing it", slot.label, silent_s)
             child.kill(f"its event loop stood still for {silent_s:.0f} s")
 
@@ -272,6 +291,21 @@ class Supervisor:
 
     def _is_ending(self) -> bool:
         return self._stopping.is_set() or self._restarting.is_set()
+
+
+def file_watcher() -> FileChanges:
+    """Return what yields the changes of Python files below the current directory.
+
+    Raises:
+        ConfigurationError: the extra ``reload`` is not installed.
+    """
+    try:
+        from watchfiles import PythonFilter, awatch  # noqa: PLC0415
+    except ImportError:
+        raise ConfigurationError(
+            "--reload needs watchfiles; install it with: pip install 'rabbitflow[reload]'"
+        ) from None
+    return awatch(Path.cwd(), watch_filter=PythonFilter())
 
 
 def _nothing_found(modules: Sequence[str], discovery: Discovery) -> str:

@@ -91,6 +91,12 @@ class Worker:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the supervisor is there."""
+        assert self._process is not None
+        return self._process.poll() is None
+
     def child(self, consumer: str) -> psutil.Process:
         """The process that runs a consumer."""
         for process in psutil.Process(self.pid).children():
