@@ -44,6 +44,35 @@ class TopologyMismatch(ConfigurationError):
     """A queue or exchange exists with other arguments than the ones wanted (AMQP reply 406)."""
 
 
+class StoreError(RabbitflowError):
+    """The event store refused, or its database did. Nothing of the call was stored."""
+
+
+class StoreUnavailable(StoreError):
+    """The store's database could not be reached, was too busy, or went away. Appending the same
+    events (the same ids) again is safe: what was stored before is not stored twice."""
+
+
+class ConcurrencyError(StoreError):
+    """Another writer was first: the stream is not at the version the append expected.
+
+    Read the stream again, decide anew, append again.
+    """
+
+    def __init__(self, stream: str, expected: int, actual: int) -> None:
+        super().__init__(
+            f"stream {stream!r} is at version {actual}, not {expected}: another writer was first;"
+            " read it again, decide anew, append again"
+        )
+        self.stream = stream
+        self.expected = expected
+        self.actual = actual
+
+
+class DuplicateEvent(StoreError):
+    """An event of that id is already stored, in another place. An id names one event."""
+
+
 class RetryLater(RabbitflowError):
     """Raised by a handler: give this event back and deliver it again after ``seconds``.
 

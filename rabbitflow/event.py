@@ -124,15 +124,7 @@ class Event(BaseModel, Generic[DataT]):
             envelope["version"] = self.version
         if self.key is not None:
             envelope["key"] = self.key
-        try:
-            body = to_json(envelope, inf_nan_mode="constants")
-            _refuse_constants(body)
-            _refuse_unreadable(body)
-        except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise EventError(
-                f"the data of {self.type} can't be written as JSON: {error}"
-            ) from error
-        return body
+        return to_body(envelope, self.type)
 
 
 class EventDecoder(Generic[DataT]):
@@ -163,6 +155,21 @@ class EventDecoder(Generic[DataT]):
         if "id" not in given:
             event = event.model_copy(update={"id": message_id or derived_id(body)})
         return event
+
+
+def to_body(value: object, event_type: str) -> bytes:
+    """Return ``value`` as JSON that every consumer can read.
+
+    Raises:
+        EventError: it holds what JSON has no form for, or what no consumer could read.
+    """
+    try:
+        body = to_json(value, inf_nan_mode="constants")
+        _refuse_constants(body)
+        _refuse_unreadable(body)
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise EventError(f"the data of {event_type} can't be written as JSON: {error}") from error
+    return body
 
 
 def type_of(body: bytes) -> str | None:

@@ -14,6 +14,7 @@ from yarl import URL
 from rabbitflow.errors import ConfigurationError
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
+DEFAULT_DATABASE_URL = "sqlite:///events.db"
 NAMESPACE_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,62}$"
 
 
@@ -42,6 +43,9 @@ class Settings(BaseSettings):
         stall_timeout_s: a child whose event loop does not turn for so long is replaced, in seconds.
         state_dir: where a worker remembers which events killed their process; systemd's
             ``STATE_DIRECTORY`` or ``~/.local/state/rabbitflow`` where it is not given.
+        database_url: of the event store, ``sqlite:///file.db`` or ``postgresql://…``; kept secret
+            when printed.
+        database_url_file: a file that holds that URL; wins over ``database_url``.
         metrics_host: address of ``/metrics``, ``/healthz`` and ``/readyz``.
         metrics_port: their port; 0 for none.
     """
@@ -69,6 +73,8 @@ class Settings(BaseSettings):
     shutdown_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     stall_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     state_dir: Path = Field(default_factory=_default_state_dir)
+    database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
+    database_url_file: Path | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
 
@@ -115,22 +121,28 @@ class Settings(BaseSettings):
 
     def as_order(self) -> dict[str, Any]:
         """Return the settings as JSON for a child process, the URL with its password."""
-        return {**self.model_dump(mode="json", exclude={"url_file"}), "url": self.broker_url}
+        return {
+            **self.model_dump(mode="json", exclude={"url_file", "database_url_file"}),
+            "url": self.broker_url,
+            "database_url": self.database_url.get_secret_value(),
+        }
 
 
 def load_settings(**overrides: Any) -> Settings:
     """Return the settings of this process; ``overrides`` that are not None win.
 
     Raises:
-        ConfigurationError: a value does not fit, or ``url_file`` can't be read.
+        ConfigurationError: a value does not fit, or a file that holds a URL can't be read.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         settings = Settings(**given)
-        if settings.url_file is None or "url" in given:
-            return settings
-        url = settings.url_file.read_text(encoding="utf-8").strip()
-        return Settings(**given, url=url)
+        kept = {
+            name: file.read_text(encoding="utf-8").strip()
+            for name in ("url", "database_url")
+            if name not in given and (file := getattr(settings, f"{name}_file")) is not None
+        }
+        return Settings(**given, **kept) if kept else settings
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
@@ -138,7 +150,7 @@ def load_settings(**overrides: Any) -> Settings:
         )
         raise ConfigurationError(f"a setting does not fit: {faults}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"the broker's URL can't be read from a file: {error}") from error
+        raise ConfigurationError(f"a URL can't be read from a file: {error}") from error
 
 
 def redact(url: str) -> str:

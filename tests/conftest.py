@@ -13,6 +13,8 @@ from yarl import URL
 
 from rabbitflow import Publisher
 from rabbitflow.settings import DEFAULT_URL, Settings, load_settings
+from rabbitflow.store import EventStore
+from tests.harness import postgres
 from tests.harness.broker import Probe, remove_namespace
 from tests.harness.node import Broker, PrivateNode, answers_amqp, local_ctl, server_binary
 from tests.harness.workers import Worker
@@ -101,3 +103,43 @@ async def publisher(settings: Settings, probe: Probe) -> AsyncIterator[Publisher
     """A publisher in the test's own namespace."""
     async with Publisher(settings=settings) as publisher:
         yield publisher
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str | None]:
+    """RABBITFLOW_TEST_POSTGRES_URL, else the PostgreSQL on localhost, else a private cluster, else
+    None: tests that need one are skipped."""
+    running = postgres.running_url()
+    installed = postgres.binaries()
+    if running is not None:
+        yield running
+    elif installed is None:
+        yield None
+    else:
+        with postgres.private_cluster(installed) as url:
+            yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str | None) -> Iterator[str]:
+    """A schema of the test's own on a real PostgreSQL."""
+    if postgres_server is None:
+        pytest.skip("NO POSTGRESQL: apt-get install postgresql or set RABBITFLOW_TEST_POSTGRES_URL")
+    with postgres.schema(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database: every test of the store runs on both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/events.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[EventStore]:
+    """An open event store with nothing in it."""
+    async with EventStore(store_url) as store:
+        yield store

@@ -1,0 +1,115 @@
+"""The store's database: its URL, and the engine that opens it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import event as hooks
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from rabbitflow.errors import ConfigurationError
+from rabbitflow.settings import redact
+
+BUSY_TIMEOUT_S = 30.0
+"""How long a writer on SQLite waits for another one's transaction, in seconds."""
+
+SQLITE_PRAGMAS = (
+    # Readers and the writer don't wait for each other; a commit is on disk when it returns.
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    # Fewer, larger checkpoints: each one syncs the file twice.
+    "PRAGMA wal_autocheckpoint = 4000",
+    f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
+)
+
+_DRIVERS = {
+    "sqlite": ("sqlite", "sqlite+aiosqlite"),
+    "sqlite+aiosqlite": ("sqlite", "sqlite+aiosqlite"),
+    "postgres": ("postgresql", "postgresql+psycopg"),
+    "postgresql": ("postgresql", "postgresql+psycopg"),
+    "postgresql+psycopg": ("postgresql", "postgresql+psycopg"),
+}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Database:
+    """Where a store lives: ``sqlite:///file.db`` or ``postgresql://user:password@host/name``.
+
+    Fields:
+        dialect: which of the two it is.
+        url: for SQLAlchemy, with the async driver; it holds the password.
+        shown: the URL without its password, for logs and errors.
+    """
+
+    dialect: Literal["sqlite", "postgresql"]
+    url: URL
+    shown: str
+
+    def __repr__(self) -> str:
+        return f"Database({self.shown!r})"
+
+    @classmethod
+    def parse(cls, url: str) -> Database:
+        """Return the database that ``url`` names.
+
+        Raises:
+            ConfigurationError: it names none, or a kind that the store can't use.
+        """
+        try:
+            parsed = make_url(url)
+            dialect, driver = _DRIVERS[parsed.drivername]
+        except (ArgumentError, KeyError, ValueError):
+            # The text may hold a password, so it is not shown.
+            raise ConfigurationError(
+                "not a database the store can use; write sqlite:///file.db"
+                " or postgresql://user:password@host:5432/name"
+            ) from None
+        if dialect == "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise ConfigurationError(
+                    "an event store is kept: name a file, as in sqlite:///events.db"
+                )
+            return cls("sqlite", parsed.set(drivername=driver), f"sqlite:///{parsed.database}")
+        return cls("postgresql", parsed.set(drivername=driver), redact(url))
+
+    @property
+    def path(self) -> Path:
+        """The file of an SQLite database."""
+        return Path(self.url.database or "")
+
+    @property
+    def conninfo(self) -> str:
+        """What libpq takes: the URL with its password. Never print it."""
+        return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def engine(self, **options: Any) -> AsyncEngine:
+        """Return an SQLAlchemy engine on this database; ``options`` go to SQLAlchemy.
+
+        On SQLite its transactions begin with ``BEGIN IMMEDIATE``: one that reads first and writes
+        later would fail, not wait, when another writer came between. The execution option
+        ``sqlite_begin="DEFERRED"`` is for those that only read.
+        """
+        if self.dialect == "postgresql":
+            return create_async_engine(self.url, **options)
+        engine = create_async_engine(
+            self.url, connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None}, **options
+        )
+        hooks.listen(engine.sync_engine, "connect", _set_pragmas)
+        hooks.listen(engine.sync_engine, "begin", _begin)
+        return engine
+
+
+def _set_pragmas(connection: Any, record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in SQLITE_PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _begin(connection: Any) -> None:
+    how = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+    connection.exec_driver_sql(f"BEGIN {how}")

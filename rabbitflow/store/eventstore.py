@@ -1,0 +1,240 @@
+"""``EventStore``: append-only streams of events in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any, Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rabbitflow.errors import ConcurrencyError, ConfigurationError, DuplicateEvent, EventError
+from rabbitflow.event import Event
+from rabbitflow.settings import load_settings
+from rabbitflow.store.database import Database
+from rabbitflow.store.journal import Append, Appended, Journal
+from rabbitflow.store.migration import migrate, require_migrated
+from rabbitflow.store.postgres import PostgresJournal
+from rabbitflow.store.recorded import Recorded, checked_stream, digest, read, write
+from rabbitflow.store.selection import Selection
+from rabbitflow.store.sqlite import SqliteJournal
+
+PAGE = 1000
+"""How many events are read at once."""
+
+
+class EventStore:
+    """Keeps events in streams, for good. Use it as ``async with EventStore(url) as store``.
+
+    Args:
+        url: ``sqlite:///file.db`` or ``postgresql://user:password@host/name``; the setting
+            ``RABBITFLOW_DATABASE_URL`` where it is not given.
+        create: make or update the tables where needed; without it a store that is not there, or
+            not up to date, is an error.
+    """
+
+    def __init__(self, url: str | None = None, *, create: bool = True) -> None:
+        self.database = Database.parse(
+            load_settings().database_url.get_secret_value() if url is None else url
+        )
+        self._create = create
+        self._resources = AsyncExitStack()
+        self._engine: AsyncEngine | None = None
+        self._journal: Journal | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Open the database and bring its tables up to date.
+
+        Raises:
+            ConfigurationError: there is no store and ``create`` is off, or a newer rabbitflow has
+                changed it.
+            StoreUnavailable: the database can't be reached.
+        """
+        database = self.database
+        if database.dialect == "sqlite" and not self._create and not database.path.exists():
+            raise ConfigurationError(f"there is no event store at {database.shown}")
+        async with AsyncExitStack() as resources:
+            engine = database.engine()
+            resources.push_async_callback(engine.dispose)
+            await (migrate if self._create else require_migrated)(engine)
+            journal: Journal
+            if database.dialect == "sqlite":
+                journal = SqliteJournal(database)
+            else:
+                journal = PostgresJournal(database, engine)
+            resources.push_async_callback(journal.close)
+            self._resources = resources.pop_all()
+        self._engine, self._journal = engine, journal
+
+    async def close(self) -> None:
+        """Finish the appends under way and close."""
+        self._engine = self._journal = None
+        await self._resources.aclose()
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """SQLAlchemy's engine on the store's database, for tables of your own beside it."""
+        if self._engine is None:
+            raise ConfigurationError("the event store is not open: async with EventStore(…)")
+        return self._engine
+
+    @property
+    def journal(self) -> Journal:
+        """The events in the database, as the parts of the store use them."""
+        if self._journal is None:
+            raise ConfigurationError("the event store is not open: async with EventStore(…)")
+        return self._journal
+
+    async def append(
+        self,
+        stream: str,
+        events: Event[Any] | Sequence[Event[Any]],
+        *,
+        expected_version: int | None = None,
+    ) -> Appended:
+        """Append one event, or several in one transaction, to the end of a stream.
+
+        They are on disk when it returns. Appending the same events (the same ids) to the same
+        place again changes nothing and returns what the first time did, so a call whose outcome
+        is unknown is simply made again.
+
+        Args:
+            stream: what they belong to, such as ``account-1``.
+            events: at least one.
+            expected_version: the version of the stream's last event as the caller knows it, 0 for
+                a new stream; None appends wherever the stream ends.
+
+        Raises:
+            ConcurrencyError: another writer was first.
+            DuplicateEvent: an event of that id is stored in another place.
+            EventError: an event can't be written, or the stream's name does not fit.
+            StoreUnavailable, StoreError: the database; nothing or all of it was stored.
+        """
+        prepared = _prepare(stream, events, expected_version)
+        try:
+            return await self.journal.append(prepared)
+        except (ConcurrencyError, DuplicateEvent):
+            repeated = await self._repeated(prepared)
+            if repeated is None:
+                raise
+            return repeated
+
+    async def _repeated(self, append: Append) -> Appended | None:
+        """Return where the events of ``append`` are, if they are stored just as it asks for."""
+        mark = self.journal.dialect.mark
+        places = await self.journal.fetch(
+            f"SELECT stream, version FROM rabbitflow_events WHERE id = {mark}",
+            [append.written[0].id],
+        )
+        if not places or places[0][0] != append.stream:
+            return None
+        first = places[0][1]
+        if append.expected is not None and append.expected + 1 != first:
+            return None
+        count = len(append.written)
+        stored = await self._page(Selection(append.stream, first, first + count - 1), count)
+        if [each.event.id for each in stored] != [written.id for written in append.written]:
+            return None
+        return Appended(stored[-1].version, stored[-1].position)
+
+    async def read(
+        self,
+        stream: str,
+        *,
+        from_version: int = 1,
+        to_version: int | None = None,
+        until: datetime | None = None,
+        backward: bool = False,
+    ) -> AsyncIterator[Recorded]:
+        """Yield the events of a stream by version; none where there is no such stream.
+
+        Args:
+            stream: which.
+            from_version: the first one wanted.
+            to_version: the last one wanted.
+            until: only what happened up to then (``event.timestamp``), it included; aware.
+            backward: the newest first.
+        """
+        selection = Selection(
+            checked_stream(stream), from_version, to_version, _aware(until), (), backward
+        )
+        async for page in self.pages(selection):
+            for recorded in page:
+                yield recorded
+
+    async def read_all(
+        self,
+        *,
+        from_position: int = 1,
+        to_position: int | None = None,
+        until: datetime | None = None,
+        types: Sequence[str] = (),
+        backward: bool = False,
+    ) -> AsyncIterator[Recorded]:
+        """Yield the events of all streams in the order they were committed, without gaps.
+
+        Args:
+            from_position: the first one wanted.
+            to_position: the last one wanted.
+            until: only what happened up to then, it included; aware.
+            types: only these event types.
+            backward: the newest first.
+        """
+        selection = Selection(
+            None, from_position, to_position, _aware(until), tuple(types), backward
+        )
+        async for page in self.pages(selection):
+            for recorded in page:
+                yield recorded
+
+    async def version(self, stream: str) -> int:
+        """Return the version of a stream's last event, 0 where there is no such stream."""
+        rows = await self.journal.fetch(
+            f"SELECT version FROM rabbitflow_streams WHERE stream = {self.journal.dialect.mark}",
+            [checked_stream(stream)],
+        )
+        return int(rows[0][0]) if rows else 0
+
+    async def pages(self, selection: Selection, size: int = PAGE) -> AsyncIterator[list[Recorded]]:
+        """Yield what ``selection`` names in lists of ``size`` at most; no transaction stays open
+        between them, and as nothing ever changes, none is needed."""
+        while True:
+            page = await self._page(selection, size)
+            if page:
+                yield page
+            if len(page) < size:
+                return
+            selection = selection.after(page[-1])
+
+    async def _page(self, selection: Selection, size: int) -> list[Recorded]:
+        sql, parameters = selection.sql(self.journal.dialect, size)
+        return [read(row) for row in await self.journal.fetch(sql, parameters)]
+
+
+def _prepare(
+    stream: str, events: Event[Any] | Sequence[Event[Any]], expected_version: int | None
+) -> Append:
+    checked_stream(stream)
+    several = [events] if isinstance(events, Event) else list(events)
+    if not several:
+        raise EventError(f"nothing to append to {stream!r}")
+    if expected_version is not None and expected_version < 0:
+        raise EventError(f"a stream's version is 0 or more, not {expected_version}")
+    now = time.time_ns() // 1000
+    written = [write(event, now) for event in several]
+    return Append(stream, expected_version, written, [digest(stream, each) for each in written])
+
+
+def _aware(until: datetime | None) -> datetime | None:
+    if until is not None and until.tzinfo is None:
+        raise EventError(f"{until} has no time zone; write datetime(…, tzinfo=UTC)")
+    return until

@@ -1,0 +1,201 @@
+"""The journal in PostgreSQL: one connection appends, in one round trip; a pool of others reads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import errors
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rabbitflow.errors import ConcurrencyError, DuplicateEvent, StoreUnavailable
+from rabbitflow.store.bell import Bell
+from rabbitflow.store.database import Database
+from rabbitflow.store.failures import store_failure, store_failures
+from rabbitflow.store.journal import BATCH_APPENDS, Append, Appended
+from rabbitflow.store.recorded import moment
+from rabbitflow.store.selection import POSTGRES
+
+TIMEOUT_S = 30.0
+"""How long a commit may take, the wait for other writers included."""
+
+CHANNEL = "rabbitflow_events"
+
+_APPEND = (
+    "SELECT last_version, last_position FROM rabbitflow_append(%s, %s, %s, %s::text[], %s::text[],"
+    " %s::integer[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[],"
+    " %s::text[], %s::bytea[])"
+)
+_RECONNECT_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+Outcome = Appended | Exception
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+class PostgresJournal:
+    """See ``journal.Journal``."""
+
+    dialect = POSTGRES
+    poll_s = 2.0
+
+    def __init__(self, database: Database, engine: AsyncEngine) -> None:
+        self.bell = Bell()
+        self._database = database
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._waiting: deque[tuple[Append, asyncio.Future[Outcome]]] = deque()
+        self._writer: Connection | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    async def append(self, append: Append) -> Appended:
+        """See ``journal.Journal``."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((append, outcome))
+        # A task of its own: the caller may be cancelled in the middle of other callers' commit.
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._commit_waiting(), name="store-writer")
+        result = await outcome
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def fetch(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+        """See ``journal.Journal``."""
+        with store_failures(self._database.shown):
+            async with self._engine.connect() as connection:
+                raw: Any = (await connection.get_raw_connection()).driver_connection
+                cursor = await raw.execute(sql, parameters, prepare=True)
+                rows: list[Any] = await cursor.fetchall()
+                return rows
+
+    async def listen(self) -> None:
+        """See ``journal.Journal``."""
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._listen(), name="store-listener")
+
+    async def close(self) -> None:
+        """See ``journal.Journal``."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        if self._writer is not None:
+            await self._writer.close()
+
+    async def _commit_waiting(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_APPENDS))]
+            try:
+                outcomes = await self._commit([append for append, _ in batch])
+            except BaseException as error:
+                # Nobody else answers those that wait; a cancelled writer is a store that closes.
+                said = StoreUnavailable(f"the store at {self._database.shown} stopped: {error!r}")
+                for _, future in batch:
+                    if not future.done():
+                        future.set_result(said)
+                raise
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                if not future.done():
+                    future.set_result(outcome)
+            self.bell.ring()
+
+    async def _commit(self, batch: Sequence[Append], *, again: bool = True) -> list[Outcome]:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                writer = await self._connected()
+                if len(batch) == 1:
+                    return [await self._call(writer, batch[0])]
+                async with writer.transaction():
+                    return [await self._call(writer, append) for append in batch]
+        except errors.UniqueViolation as error:
+            if len(batch) == 1:
+                said = error.diag.message_detail or error
+                return [DuplicateEvent(f"an event of the append is already stored ({said})")]
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            is_lost = isinstance(error, TimeoutError) or self._writer is None or self._writer.broken
+            if is_lost:
+                await self._forget_writer()
+                if again and not isinstance(error, TimeoutError):
+                    # Safe also where the first try was committed: ids are stored once.
+                    return await self._commit(batch, again=False)
+            if is_lost or len(batch) == 1:
+                return [self._failure(error)] * len(batch)
+        # One append of the batch failed and took the others along: each for itself.
+        return [outcome for append in batch for outcome in await self._commit([append])]
+
+    def _failure(self, error: Exception) -> Exception:
+        if isinstance(error, TimeoutError):
+            return StoreUnavailable(
+                f"the store at {self._database.shown} did not commit within {TIMEOUT_S:g} s; append"
+                " the same events again: what was stored is not stored twice"
+            )
+        return store_failure(error, self._database.shown)
+
+    async def _connected(self) -> Connection:
+        if self._writer is None or self._writer.closed:
+            self._writer = await psycopg.AsyncConnection.connect(
+                self._database.conninfo, autocommit=True
+            )
+        return self._writer
+
+    async def _forget_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.close()
+
+    async def _call(self, writer: Connection, append: Append) -> Outcome:
+        columns = list(zip(*append.written, strict=True))
+        ids, types, versions, timestamps, recorded, data, sources, correlations, causes, keys = (
+            list(column) for column in columns
+        )
+        cursor = await writer.execute(
+            _APPEND,
+            (
+                append.stream,
+                append.expected,
+                moment(recorded[0]),
+                ids,
+                types,
+                versions,
+                [moment(micros) for micros in timestamps],
+                data,
+                sources,
+                correlations,
+                causes,
+                keys,
+                list(append.digests),
+            ),
+            prepare=True,
+        )
+        row = await cursor.fetchone()
+        assert row is not None  # a function with OUT parameters returns one row
+        version, position = row
+        if position is None:
+            return ConcurrencyError(append.stream, append.expected or 0, version)
+        return Appended(version, position)
+
+    async def _listen(self) -> None:
+        """Ring the bell for every commit that the server tells of; connect again when lost."""
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    self._database.conninfo, autocommit=True
+                ) as connection:
+                    await connection.execute(f"LISTEN {CHANNEL}")
+                    self.bell.ring()  # for what was committed before the LISTEN
+                    async for _ in connection.notifies():
+                        self.bell.ring()
+            except (psycopg.Error, OSError) as error:
+                _log.warning(
+                    "lost the notifications of the store; looking every %g s until they are back",
+                    self.poll_s,
+                    extra={"database": self._database.shown, "error": str(error)},
+                )
+            await asyncio.sleep(_RECONNECT_S)

@@ -1,0 +1,199 @@
+"""Events as the store keeps them: how they are written down, chained by hashes, and read back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from rabbitflow.errors import EventError
+from rabbitflow.event import Event, to_body
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NO_HASH = bytes(32)
+"""What the first event of a stream is chained to."""
+
+STREAM_BYTES = 255
+
+_MICROSECOND = timedelta(microseconds=1)
+_validate = Event[Any].__pydantic_validator__.validate_python
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event in the store, and its place there.
+
+    Fields:
+        event: what happened.
+        stream: what it belongs to, such as ``account-1``.
+        version: its number in the stream, from 1 on, without gaps.
+        position: its number in the whole store, in commit order, from 1 on, without gaps.
+        recorded_at: when it was appended, by the writer's clock; ``event.timestamp`` is when it
+            happened.
+        hash: covers this event and, through the one before, the stream's whole history.
+    """
+
+    event: Event[Any]
+    stream: str
+    version: int
+    position: int
+    recorded_at: datetime
+    hash: bytes
+
+
+class Row(NamedTuple):
+    """An event as both databases hand it out. Times are microseconds since 1970 UTC."""
+
+    position: int
+    stream: str
+    version: int
+    id: str
+    type: str
+    schema_version: int
+    timestamp: int
+    recorded_at: int
+    data: str
+    source: str | None
+    correlation_id: str | None
+    causation_id: str | None
+    key: str | None
+    hash: bytes
+
+
+class Written(NamedTuple):
+    """An event about to be appended, as both databases take it."""
+
+    id: str
+    type: str
+    schema_version: int
+    timestamp: int
+    recorded_at: int
+    data: str
+    source: str | None
+    correlation_id: str | None
+    causation_id: str | None
+    key: str | None
+
+
+def micros(moment: datetime) -> int:
+    """Return the microseconds since 1970 UTC, exactly."""
+    return (moment - EPOCH) // _MICROSECOND
+
+
+def moment(micros: int) -> datetime:
+    """Return the time in UTC, exactly."""
+    return EPOCH + timedelta(microseconds=micros)
+
+
+def checked_stream(stream: str) -> str:
+    """Return ``stream``.
+
+    Raises:
+        EventError: it is empty, over 255 bytes as UTF-8, or holds what can't be written down.
+    """
+    try:
+        fits = 0 < len(stream.encode()) <= STREAM_BYTES and stream.isprintable()
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise EventError(
+            f"not a stream's name: {stream[:60]!r}; it has 1 to {STREAM_BYTES} bytes, all printable"
+        )
+    return stream
+
+
+def write(event: Event[Any], recorded_at: int) -> Written:
+    """Return ``event`` as it is appended.
+
+    Raises:
+        EventError: its data can't be written as JSON, or a text of it not in a database.
+    """
+    written = Written(
+        event.id,
+        event.type,
+        event.version,
+        micros(event.timestamp),
+        recorded_at,
+        to_body(event.data, event.type).decode(),
+        event.source,
+        event.correlation_id,
+        event.causation_id,
+        event.key,
+    )
+    for text in (written.id, *written[6:]):
+        if text is not None and "\0" in text:
+            raise EventError(f"event {event.id!r}: PostgreSQL keeps no text with a NUL in it")
+    return written
+
+
+def digest(stream: str, event: Written | Row) -> bytes:
+    """Return the SHA-256 of an event's content, each part preceded by its length.
+
+    Raises:
+        EventError: a text holds a lone surrogate.
+    """
+    try:
+        parts = [
+            b"" if part is None else str(part).encode()
+            for part in (
+                stream,
+                event.id,
+                event.type,
+                event.schema_version,
+                event.timestamp,
+                event.recorded_at,
+                event.data,
+                event.source,
+                event.correlation_id,
+                event.causation_id,
+                event.key,
+            )
+        ]
+    except UnicodeEncodeError as error:
+        raise EventError(f"event {event.id!r} can't be written as UTF-8: {error}") from error
+    return hashlib.sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest()
+
+
+def chained(previous: bytes, version: int, content: bytes) -> bytes:
+    """Return the hash of the event ``version`` whose content has the digest ``content``."""
+    return hashlib.sha256(previous + version.to_bytes(8) + content).digest()
+
+
+def read(row: Sequence[Any]) -> Recorded:
+    """Return the event of a row."""
+    (
+        position,
+        stream,
+        version,
+        id_,
+        type_,
+        schema_version,
+        timestamp,
+        recorded_at,
+        data,
+        source,
+        correlation_id,
+        causation_id,
+        key,
+        hash_,
+    ) = row
+    event: Event[Any] = _validate(
+        {
+            "id": id_,
+            "type": type_,
+            "timestamp": EPOCH + timedelta(microseconds=timestamp),
+            "data": from_json(data),
+            "source": source,
+            "correlation_id": correlation_id,
+            "causation_id": causation_id,
+            "version": schema_version,
+            "key": key,
+        }
+    )
+    return Recorded(
+        event, stream, version, position, EPOCH + timedelta(microseconds=recorded_at), hash_
+    )
