@@ -62,7 +62,7 @@ class NotFound(BrokerError):
 # Random, so that the clients of a broker that restarts do not come back all at once.
 _again = AsyncRetrying(
     stop=stop_never,
-    wait=wait_random_exponential(multiplier=0.1, max=5.0),
+    wait=wait_random_exponential(multiplier=0.1, max=3.0),
     retry=retry_if_exception_type((ConnectionLost, BrokerUnavailable)),
 )
 

@@ -13,6 +13,7 @@ from yarl import URL
 
 from rabbitflow.errors import ConfigurationError
 
+_IN_FILES = ("url", "database_url")
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
 DEFAULT_DATABASE_URL = "sqlite:///events.db"
 NAMESPACE_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,62}$"
@@ -135,12 +136,14 @@ def load_settings(**overrides: Any) -> Settings:
         ConfigurationError: a value does not fit, or a file that holds a URL can't be read.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    # An option wins over the file, also when the file is read again.
+    given |= {f"{name}_file": None for name in _IN_FILES if name in given}
     try:
         settings = Settings(**given)
         kept = {
             name: file.read_text(encoding="utf-8").strip()
-            for name in ("url", "database_url")
-            if name not in given and (file := getattr(settings, f"{name}_file")) is not None
+            for name in _IN_FILES
+            if (file := getattr(settings, f"{name}_file")) is not None
         }
         return Settings(**given, **kept) if kept else settings
     except ValidationError as error:
@@ -151,6 +154,17 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigurationError(f"a setting does not fit: {faults}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"a URL can't be read from a file: {error}") from error
+
+
+def renewed(settings: Settings) -> Settings:
+    """Return ``settings`` with the URL that their file holds now: credentials are rotated.
+
+    Raises:
+        ConfigurationError: the file can't be read, or holds no URL.
+    """
+    if settings.url_file is None:
+        return settings
+    return settings.model_copy(update={"url": load_settings(url_file=settings.url_file).url})
 
 
 def redact(url: str) -> str:

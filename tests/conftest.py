@@ -20,6 +20,10 @@ from tests.harness.node import Broker, PrivateNode, answers_amqp, local_ctl, ser
 from tests.harness.workers import Worker
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults-table", metavar="FILE", help="Write the table of the fault suite.")
+
+
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[Broker]:
     """RABBITFLOW_TEST_URL, else the RabbitMQ on localhost, else a private node."""

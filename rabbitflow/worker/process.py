@@ -82,6 +82,7 @@ class Child:
         self.process = process
         self.beat = Beat()
         self.has_beaten = False
+        self.was_ready = False
         self.heard_at = time.monotonic()
         self.failure: str | None = None
         self.killed_because: str | None = None
@@ -158,6 +159,7 @@ class Child:
                 else:
                     self.beat = Beat(**report)
                     self.has_beaten = True
+                    self.was_ready = self.was_ready or self.beat.is_ready
                     self.heard_at = time.monotonic()
 
 

@@ -6,9 +6,16 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Mapping
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from rabbitflow.consumer import Consumer
 from rabbitflow.control import is_paused, listen
@@ -31,7 +38,7 @@ from rabbitflow.worker.waiting import first_of
 CHECK_EVERY_S = 10.0
 GIVE_UP_AFTER_S = 60.0
 FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -176,29 +183,37 @@ class ConsumerRuntime:
         await self._drain()
 
     async def _stay_subscribed(self) -> None:
-        failing_since: float | None = None
-        pause_s = FIRST_PAUSE_S
+        # Random pauses, so that the consumers of a broker that restarts do not come all at once.
+        again = AsyncRetrying(
+            retry=retry_if_exception(self._is_passing),
+            wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
+            stop=stop_after_delay(GIVE_UP_AFTER_S),
+            sleep=lambda pause_s: first_of(self._stopping, within_s=pause_s),
+            before_sleep=self._warn,
+            reraise=True,
+        )
         while not self._stopping.is_set():
             try:
-                await self._subscribe()
+                await again(self._subscribe)
             except BrokerError as error:
-                if isinstance(error, AccessRefused) and not self._has_subscribed:
+                if not self._has_subscribed and isinstance(error, AccessRefused):
                     raise
-                now = time.monotonic()
-                failing_since = failing_since or now
-                if now - failing_since > GIVE_UP_AFTER_S:
-                    raise BrokerLost(
-                        f"{self._consumer.name} could not subscribe for {GIVE_UP_AFTER_S:g} s:"
-                        f" {error}"
-                    ) from error
-                logger.warning("%s is not subscribed: %s", self._consumer.name, error)
-                await first_of(self._stopping, within_s=pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                continue
-            failing_since, pause_s = None, FIRST_PAUSE_S
-            await self._watch()
+                raise BrokerLost(f"{self._consumer.name} could not subscribe: {error}") from error
+            if self._subscription is not None:
+                await self._watch(self._subscription)
+
+    @staticmethod
+    def _is_passing(error: BaseException) -> bool:
+        # Credentials are not tried twice: whoever supervises may have newer ones.
+        return isinstance(error, BrokerError) and not isinstance(error, AccessRefused)
+
+    def _warn(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        logger.warning("%s is not subscribed: %s", self._consumer.name, error)
 
     async def _subscribe(self) -> None:
+        if self._stopping.is_set():
+            return
         name = f"rabbitflow {self._consumer.name} {os.getpid()}"
         queue = self._names.queue(self._consumer.name)
         subscription = await Subscription.open(self._settings, name, queue, self._receive)
@@ -217,10 +232,8 @@ class ConsumerRuntime:
         self._has_subscribed = True
         logger.info("%s consumes from queue %s", self._consumer.name, queue)
 
-    async def _watch(self) -> None:
+    async def _watch(self, subscription: Subscription) -> None:
         """Return when the subscription is lost, or it is time to stop."""
-        subscription = self._subscription
-        assert subscription is not None
         intake = self._intake
         while not (self._stopping.is_set() or subscription.lost.done()):
             await first_of(

@@ -13,7 +13,13 @@ from rabbitflow.observe.metrics import Figures, add_figures
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names
 from rabbitflow.worker.discovery import Found
-from rabbitflow.worker.process import EXIT_BROKER_LOST, EXIT_REPLACE, Beat, Child
+from rabbitflow.worker.process import (
+    EXIT_BROKER_LOST,
+    EXIT_CONFIGURATION,
+    EXIT_REPLACE,
+    Beat,
+    Child,
+)
 from rabbitflow.worker.suspects import Strikes, SuspectNote
 
 NOT_CONNECTED = {"consume": False, "publish": False}
@@ -26,6 +32,7 @@ class Slot:
         self.found = found
         self.child: Child | None = None
         self.is_refused = False
+        self.was_ready = False
         self.ended_figures: dict[str, Figures] = {"handled": {}, "published": {}}
         self.restarts: Counter[str] = Counter()
         self.last_messages: dict[str, int] = {}
@@ -57,6 +64,7 @@ class Slot:
     def end(self, reason: str) -> None:
         """Keep the figures of a child that ended: a counter never goes backwards."""
         beat = self.beat
+        self.was_ready = self.was_ready or (self.child is not None and self.child.was_ready)
         # A new mapping each time: the status server reads the old one in its own thread.
         kept = deepcopy(self.ended_figures)
         add_figures(kept["handled"], beat.handled)
@@ -100,4 +108,9 @@ def end_reason(child: Child, status: int) -> str:
     """Why a child has to be started again, as a label."""
     if child.killed_because is not None:
         return "stalled"
-    return {EXIT_REPLACE: "hung_thread", EXIT_BROKER_LOST: "broker_lost"}.get(status, "died")
+    reasons = {
+        EXIT_REPLACE: "hung_thread",
+        EXIT_BROKER_LOST: "broker_lost",
+        EXIT_CONFIGURATION: "refused",
+    }
+    return reasons.get(status, "died")

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.observe.exposition import WorkerCollector
 from rabbitflow.observe.server import StatusServer
-from rabbitflow.settings import Settings
+from rabbitflow.settings import Settings, renewed
 from rabbitflow.worker.discovery import Discovery, discover
 from rabbitflow.worker.notify import Notifier
 from rabbitflow.worker.process import (
@@ -215,13 +215,13 @@ class Supervisor:
             status = await self._attend(slot, child)
             if self._is_ending() and status in ORDERLY_EXITS:
                 return
-            if status == EXIT_CONFIGURATION:
-                slot.is_refused = True
-                logger.error("%s is not run: %s", slot.label, child.failure)
-                slot.end("refused")
-                return
             after_crash = status not in ORDERLY_EXITS
             slot.end(end_reason(child, status))
+            # Who consumed before was refused by a change of the broker, which may change again.
+            if status == EXIT_CONFIGURATION and not slot.was_ready:
+                slot.is_refused = True
+                logger.error("%s is not run: %s", slot.label, child.failure)
+                return
             self._report_end(slot, child, status)
             if self._is_ending():
                 return
@@ -234,7 +234,7 @@ class Supervisor:
         return Order(
             module=slot.found.module,
             consumer=slot.found.name,
-            settings=self._settings.as_order(),
+            settings=self._current_settings().as_order(),
             strikes=slot.strikes.as_json(),
             note=str(slot.note_path),
             after_crash=after_crash,
@@ -242,6 +242,14 @@ class Supervisor:
             log_format=self._plan.log_format,
             log_level=self._plan.log_level,
         )
+
+    def _current_settings(self) -> Settings:
+        """The settings with the credentials that are valid now, as far as they can be read."""
+        try:
+            self._settings = renewed(self._settings)
+        except ConfigurationError as error:
+            logger.error("the URL read before is used: %s", error)
+        return self._settings
 
     async def _attend(self, slot: Slot, child: Child) -> int:
         """Watch a child until it ends: replace it when it hangs, stop it when it is time."""
@@ -276,7 +284,7 @@ class Supervisor:
         cause = child.killed_because or ended(status)
         if status in ORDERLY_EXITS:
             why = child.failure or "a handler hangs in its thread"
-            logger.warning("%s is replaced: %s", slot.label, why)
+            logger.warning("%s is started again: %s", slot.label, why)
             return
         logger.error("%s died (%s); starting it again", slot.label, cause)
         event_id = slot.note.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,9 @@ import pika
 import pika.exceptions
 
 from rabbitflow.settings import Settings
-from rabbitflow.topology import RETRY_BUCKETS_S, Names
+from rabbitflow.topology import RETRY_BUCKETS_S, STREAM_OFFSET, Names
+
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it warns of, tests do on purpose
 
 Message = tuple[dict[str, Any], pika.BasicProperties, bytes]
 
@@ -51,6 +54,40 @@ class Probe:
         if method is None:
             return None
         return dict(properties.headers or {}), properties, body
+
+    def drained_ids(self, queue: str) -> list[str]:
+        """Take every message off a queue, and return their ids; none where there is no queue."""
+        ids: list[str] = []
+        while self.depth(queue) > 0:
+            message = self.take(queue)
+            if message is None:
+                break
+            ids.append(str(message[1].message_id))
+        return ids
+
+    def kept_ids(self, consumer: str) -> list[str]:
+        """Take what waits for a consumer off its queues, and return the ids."""
+        names = self.names
+        queues = [names.queue(consumer), names.dead(consumer)]
+        queues += [names.retry(consumer, bucket_s) for bucket_s in RETRY_BUCKETS_S]
+        return [found for queue in queues for found in self.drained_ids(queue)]
+
+    def logged_ids(self, event_type: str) -> list[str]:
+        """Return the ids of everything in the log of an event."""
+        channel = self._connection.channel()
+        channel.basic_qos(prefetch_count=1000)
+        ids: list[str] = []
+        for method, properties, _ in channel.consume(
+            self.names.log(event_type),
+            arguments={STREAM_OFFSET: "first"},
+            inactivity_timeout=2.0,
+        ):
+            if method is None:
+                break
+            channel.basic_ack(method.delivery_tag)
+            ids.append(str(properties.message_id))
+        channel.close()
+        return ids
 
     def tap(self, event_type: str) -> str:
         """Bind a queue of a foreign client to an event, and return its name."""

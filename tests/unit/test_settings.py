@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rabbitflow import ConfigurationError
 from rabbitflow.durations import seconds
-from rabbitflow.settings import Settings, load_settings, redact
+from rabbitflow.settings import Settings, load_settings, redact, renewed
 
 
 def test_the_environment_is_read_and_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +33,17 @@ def test_a_credential_file_wins_over_the_environment(
     monkeypatch.setenv("RABBITFLOW_URL_FILE", str(tmp_path / "url"))
     assert load_settings().broker_url == "amqp://file/"
     assert load_settings(url="amqp://option/").broker_url == "amqp://option/"
+
+
+def test_credentials_that_were_rotated_are_read_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "url").write_text("amqp://me:old@host/")
+    monkeypatch.setenv("RABBITFLOW_URL_FILE", str(tmp_path / "url"))
+    settings, by_option = load_settings(), load_settings(url="amqp://option/")
+    (tmp_path / "url").write_text("amqp://me:new@host/")
+    assert renewed(settings).broker_url == "amqp://me:new@host/"
+    assert renewed(by_option).broker_url == "amqp://option/"
 
 
 def test_a_credential_file_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

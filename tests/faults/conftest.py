@@ -1,0 +1,115 @@
+"""Private brokers to break, a scene on them, and the table of what every fault did."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pika.exceptions
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from rabbitflow.settings import Settings
+from tests.harness.broker import remove_namespace
+from tests.harness.node import PrivateNode, answers_amqp, server_binary
+from tests.harness.scene import CONSUMERS, EVENT_TYPE, Account, Scene
+from tests.harness.table import HEADINGS, Row, as_markdown
+from tests.harness.workers import Worker
+
+ROWS = pytest.StashKey[list[Row]]()
+
+Note = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def first_node() -> Iterator[PrivateNode]:
+    if server_binary() is None:
+        pytest.skip("faults need a broker of their own: apt-get install rabbitmq-server")
+    node = PrivateNode()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.remove()
+
+
+@pytest.fixture
+def node(first_node: PrivateNode) -> PrivateNode:
+    """A broker that may be broken: it stands again when the next test begins."""
+    if not answers_amqp("127.0.0.1", first_node.port):
+        first_node.stop()
+        first_node.start()
+    return first_node
+
+
+@pytest.fixture
+def amqp_url(node: PrivateNode) -> str:
+    """Faults happen to a private node only."""
+    return node.url
+
+
+@pytest.fixture
+def worker(settings: Settings, tmp_path: Path) -> Iterator[Worker]:
+    """A worker that is not started yet; it is gone when the test ends."""
+    with Worker(settings, tmp_path) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def scene(
+    settings: Settings, worker: Worker, request: pytest.FixtureRequest
+) -> AsyncIterator[Scene]:
+    """A scene that has not begun yet. What it printed is kept when the test fails."""
+    yield Scene(settings, worker)
+    worker.__exit__(None, None, None)
+    with contextlib.suppress(pika.exceptions.AMQPError, OSError):
+        remove_namespace(settings, CONSUMERS, (EVENT_TYPE,))
+    keep_logs = request.config.rootpath / ".faults" / request.node.name
+    if request.node.stash.get(FAILED, False):
+        keep_logs.mkdir(parents=True, exist_ok=True)
+        for kept in (worker.output, worker.directory / "ledger.db"):
+            if kept.exists():
+                shutil.copy(kept, keep_logs)
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
+    report = yield
+    if report.when == "call":
+        item.stash[FAILED] = report.failed
+    return report
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Note:
+    """Note a fault for the table, and check what every one of them promises: nothing is lost."""
+
+    def write(
+        fault: str, promise: str, account: Account | None = None, recovery_s: float | None = None
+    ) -> None:
+        rows = request.config.stash.setdefault(ROWS, [])
+        rows.append(Row(fault, promise, account, recovery_s))
+        if account is not None:
+            assert account.confirmed, "nothing was confirmed, so nothing was shown"
+            assert account.lost == 0, f"{account.lost} of {account.confirmed} events are lost"
+
+    return write
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = terminalreporter.config.stash.get(ROWS, [])
+    if not rows:
+        return
+    table = Table(*HEADINGS, title="faults")
+    for row in rows:
+        table.add_row(*row.cells())
+    Console(width=170).print(table)
+    target = terminalreporter.config.getoption("--faults-table")
+    if target:
+        Path(target).write_text(as_markdown(rows), encoding="utf-8")
