@@ -174,11 +174,20 @@ def to_body(value: object, event_type: str) -> bytes:
 
 def type_of(body: bytes) -> str | None:
     """Return the ``type`` that the body names, or None where it names none or is no JSON object."""
+    return _named_in(body, "type")
+
+
+def id_of(body: bytes) -> str | None:
+    """Return the ``id`` that the body names, or None where it names none or is no JSON object."""
+    return _named_in(body, "id")
+
+
+def _named_in(body: bytes, field: str) -> str | None:
     try:
         envelope = from_json(body)
     except ValueError:
         return None
-    named = envelope.get("type") if isinstance(envelope, dict) else None
+    named = envelope.get(field) if isinstance(envelope, dict) else None
     return named if isinstance(named, str) else None
 
 

@@ -61,6 +61,7 @@ CAUSE_HEADERS = (
 DELIVERY_COUNT = "x-delivery-count"
 STREAM_OFFSET = "x-stream-offset"
 DEATH = "x-death"
+FIRST_DEATH_EXCHANGE = "x-first-death-exchange"
 
 # Brokers before 4.0.1 read these on a republished message as a dead-letter cycle and drop it.
 BROKER_DEATH_HEADERS = frozenset(
@@ -69,7 +70,7 @@ BROKER_DEATH_HEADERS = frozenset(
         DELIVERY_COUNT,
         "x-acquired-count",
         "x-opt-deaths",
-        "x-first-death-exchange",
+        FIRST_DEATH_EXCHANGE,
         "x-first-death-queue",
         "x-first-death-reason",
         "x-last-death-exchange",
@@ -159,6 +160,10 @@ class Names:
     def dead(self, consumer: str) -> str:
         """The consumer's dead letters."""
         return self._of(f"{consumer}.dead")
+
+    def dead_lock(self, consumer: str) -> str:
+        """The exclusive queue that whoever works on the consumer's dead letters holds meanwhile."""
+        return self._of(f"{consumer}.dead.lock")
 
     def paused(self, consumer: str) -> str:
         """The queue whose existence says that the consumer is paused, on every host."""

@@ -14,10 +14,9 @@ from typing import Any, TextIO
 import click
 from pydantic import ValidationError
 from pydantic_core import from_json
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rabbitflow.cli.options import broker_options, errors_in_one_line, run, settings_from
+from rabbitflow.cli.progress import counting
 from rabbitflow.errors import EventError
 from rabbitflow.event import Event, readable
 from rabbitflow.publisher import Publisher
@@ -73,31 +72,13 @@ def _publish_lines(
     if data != "-":
         # Read through once before, so that a fault in the last line does not leave half announced.
         total = sum(1 for _ in _events(event_type, data, fields))
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f}/s"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=as_json or not sys.stderr.isatty(),
-    )
     started = time.monotonic()
 
     async def publish_all() -> int:
         async with Publisher(settings=settings) as publisher:
-            with progress:
-                task = progress.add_task(event_type, total=total, rate=0.0)
-                count = 0
-
-                def advance(event: Event[Any]) -> None:
-                    nonlocal count
-                    count += 1
-                    rate = count / max(1e-6, time.monotonic() - started)
-                    progress.update(task, completed=count, rate=rate)
-
+            with counting(event_type, total, quiet=as_json) as advance:
                 return await publisher.publish_many(
-                    _events(event_type, data, fields), on_confirmed=advance
+                    _events(event_type, data, fields), on_confirmed=lambda event: advance()
                 )
 
     count = run(publish_all())

@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 from rabbitflow._version import __version__
 from rabbitflow.broker import ConfirmedChannel
 from rabbitflow.errors import DeadLetter, Unroutable
-from rabbitflow.publisher import PERSISTENT
+from rabbitflow.publisher import copied_properties
 from rabbitflow.topology import (
     ATTEMPT,
     BROKER_DEATH_HEADERS,
@@ -81,7 +81,7 @@ class Settlement:
         headers[FIRST_FAILED_AT] = first_failed_at.isoformat()
         if delivery.origin:
             headers[EXCHANGE] = delivery.origin
-        properties = _copied(delivery, _bounded(headers), self._names)
+        properties = self._copied(delivery, headers)
         properties.expiration = str(max(1, round(min(delay_s, LONGEST_DELAY_S) * 1000)))
         queue = self._names.retry(self._consumer, bucket_s)
         await self._publish(queue, delivery.body, properties, bucket_s)
@@ -120,7 +120,7 @@ class Settlement:
             # The tail: the deepest frame and the exception's own line say what went wrong.
             text = "".join(traceback.format_exception(error))
             headers[TRACEBACK] = _clipped(text, TRACEBACK_LIMIT_BYTES, tail=True)
-        properties = _copied(delivery, _bounded(headers), self._names)
+        properties = self._copied(delivery, headers)
         await self._publish(self._names.dead(self._consumer), delivery.body, properties, None)
         delivery.ack()
         logger.error(
@@ -141,6 +141,10 @@ class Settlement:
             },
         )
 
+    def _copied(self, delivery: Delivery, headers: dict[str, Any]) -> Basic.Properties:
+        event_type = delivery.event_type(self._names)
+        return copied_properties(delivery.properties, _bounded(headers), delivery.id, event_type)
+
     async def _publish(
         self, queue: str, body: bytes, properties: Basic.Properties, bucket_s: int | None
     ) -> None:
@@ -160,27 +164,6 @@ def _kept_headers(delivery: Delivery) -> dict[str, Any]:
     """
     dropped = BROKER_DEATH_HEADERS | SENDER_SELECTED_HEADERS | set(CAUSE_HEADERS)
     return {name: value for name, value in delivery.headers.items() if name not in dropped}
-
-
-def _copied(delivery: Delivery, headers: dict[str, Any], names: Names) -> Basic.Properties:
-    """Return the delivery's properties for its copy, with new headers.
-
-    Left out: ``user_id``, which RabbitMQ checks against the user who publishes, and the expiration.
-    """
-    given = delivery.properties
-    return Basic.Properties(
-        content_type=given.content_type,
-        content_encoding=given.content_encoding,
-        headers=headers,
-        delivery_mode=PERSISTENT,
-        priority=given.priority,
-        correlation_id=given.correlation_id,
-        reply_to=given.reply_to,
-        message_id=delivery.id,
-        timestamp=given.timestamp,
-        message_type=given.message_type or delivery.event_type(names),
-        app_id=given.app_id,
-    )
 
 
 def _bounded(headers: dict[str, Any]) -> dict[str, Any]:
