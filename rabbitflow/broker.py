@@ -29,6 +29,7 @@ from pamqp.commands import Basic
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_never, wait_random_exponential
 from yarl import URL
 
+from rabbitflow import fastpath
 from rabbitflow.errors import (
     AccessRefused,
     BrokerError,
@@ -77,7 +78,11 @@ async def connect(settings: Settings, name: str) -> Connection:
     url = URL(settings.broker_url).update_query(heartbeat=str(settings.heartbeat_s))
     try:
         async with asyncio.timeout(settings.connect_timeout_s):
-            return await aio_pika.connect(url, client_properties={"connection_name": name})
+            return await aio_pika.connect(
+                url,
+                client_properties={"connection_name": name},
+                connection_class=fastpath.connection_class(),
+            )
     except ProbableAuthenticationError as error:
         raise AccessRefused(
             f"the broker at {settings.shown_url} refused the user name or the password;"
@@ -187,6 +192,7 @@ class ConfirmedChannel:
         self._opening = asyncio.Lock()
         self._connection: Connection | None = None
         self._channel: Channel | None = None
+        self._confirms: fastpath.Confirms | None = None
 
     @property
     def is_open(self) -> bool:
@@ -215,7 +221,9 @@ class ConfirmedChannel:
                 return self._channel
             connection = await self._connected()
             try:
-                self._channel = await open_channel(connection, self._settings, confirms=True)
+                channel = await open_channel(connection, self._settings, confirms=True)
+                self._confirms = fastpath.confirms(connection, channel)
+                self._channel = channel
             except ConnectionLost:
                 # A connection that can't open a channel is of no use, even if it looks open.
                 await close(connection)
@@ -252,7 +260,7 @@ class ConfirmedChannel:
             try:
                 channel = await self.open()
                 sent = True
-                await _publish(channel, exchange, routing_key, body, properties)
+                await _publish(channel, self._confirms, exchange, routing_key, body, properties)
             except (ConnectionLost, BrokerUnavailable) as error:
                 last = error
                 raise
@@ -282,35 +290,57 @@ class ConfirmedChannel:
 
 
 async def _publish(
-    channel: Channel, exchange: str, routing_key: str, body: bytes, properties: Basic.Properties
+    channel: Channel,
+    confirms: fastpath.Confirms | None,
+    exchange: str,
+    routing_key: str,
+    body: bytes,
+    properties: Basic.Properties,
 ) -> None:
     with lost_connections():
         try:
-            await channel.basic_publish(
-                body,
-                exchange=exchange,
-                routing_key=routing_key,
-                properties=properties,
-                mandatory=True,
-            )
-        except PublishError as error:
-            raise Unroutable(
-                f"no queue is bound to exchange {exchange!r}"
-                if exchange
-                else f"there is no queue {routing_key!r}"
-            ) from error
-        except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
-            # Every publish in flight on the channel is told of the one that ended it.
-            said = _reply_of(error)
-            if f"'{exchange}'" not in said:
-                raise ConnectionLost(f"another publish ended the channel: {said}") from error
-            kind = NotFound if isinstance(error, ChannelNotFoundEntity) else AccessRefused
-            raise kind(f"the broker refused to publish: {said}") from error
-        except DeliveryError as error:
-            raise PublishRefused(
-                f"the broker refused to keep message {properties.message_id}"
-                f" (exchange {exchange!r}, routing key {routing_key!r}): is a queue at its limit?"
-            ) from error
+            if confirms is None:
+                await channel.basic_publish(
+                    body,
+                    exchange=exchange,
+                    routing_key=routing_key,
+                    properties=properties,
+                    mandatory=True,
+                )
+            else:
+                await confirms.publish(exchange, routing_key, body, properties)
+        except (
+            PublishError,
+            DeliveryError,
+            fastpath.Returned,
+            fastpath.Nacked,
+            ChannelNotFoundEntity,
+            ChannelAccessRefused,
+        ) as error:
+            raise _refusal(error, exchange, routing_key, properties.message_id) from error
+
+
+def _refusal(
+    error: Exception, exchange: str, routing_key: str, message_id: str | None
+) -> BrokerError:
+    """Say in our words why the broker did not keep a message."""
+    if isinstance(error, PublishError | fastpath.Returned):
+        return Unroutable(
+            f"no queue is bound to exchange {exchange!r}"
+            if exchange
+            else f"there is no queue {routing_key!r}"
+        )
+    if isinstance(error, DeliveryError | fastpath.Nacked):
+        return PublishRefused(
+            f"the broker refused to keep message {message_id}"
+            f" (exchange {exchange!r}, routing key {routing_key!r}): is a queue at its limit?"
+        )
+    # Every publish in flight on the channel is told of the one that ended it.
+    said = _reply_of(error)
+    if f"'{exchange}'" not in said:
+        return ConnectionLost(f"another publish ended the channel: {said}")
+    kind = NotFound if isinstance(error, ChannelNotFoundEntity) else AccessRefused
+    return kind(f"the broker refused to publish: {said}")
 
 
 def _reply_of(error: BaseException) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
@@ -21,53 +20,81 @@ from rabbitflow.topology import (
     REPLAYS,
     Names,
 )
+from rabbitflow.wire import Content, full_properties
 from rabbitflow.worker.acks import Acks
 
 _NO_HEADERS: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A message handed to this process and not settled yet.
 
     Fields:
         tag: the delivery tag, which means something on one channel only.
-        body: as it came.
-        exchange: it came through; empty for a retry or a replay.
         redelivered: whether the broker handed it out before.
-        properties: the AMQP properties as they came.
+        exchange: it came through; empty for a retry or a replay.
+        header: the AMQP properties as they came; read them by :attr:`properties`.
+        content: what of them every event is looked at for.
+        body: as it came.
         acks: of the channel it came on.
     """
 
     tag: int
-    body: bytes
-    exchange: str
     redelivered: bool
-    properties: Basic.Properties
+    exchange: str
+    header: bytes | Basic.Properties
+    content: Content
+    body: bytes
     acks: Acks
 
     @classmethod
     def of(cls, message: DeliveredMessage, acks: Acks) -> Delivery:
         """Read a message of the client library."""
         deliver = message.delivery
+        properties = message.header.properties
         return cls(
             tag=deliver.delivery_tag,  # type: ignore[union-attr,arg-type]
-            body=message.body,
-            exchange=deliver.exchange or "",  # type: ignore[union-attr]
             redelivered=bool(deliver.redelivered),  # type: ignore[union-attr]
-            properties=message.header.properties,
+            exchange=deliver.exchange or "",  # type: ignore[union-attr]
+            header=properties,
+            content=Content(
+                len(message.body),
+                properties.content_type,
+                properties.content_encoding,
+                properties.headers,
+                properties.message_id,
+                properties.message_type,
+            ),
+            body=message.body,
             acks=acks,
         )
 
     @property
+    def properties(self) -> Basic.Properties:
+        """All AMQP properties; of text that is no UTF-8, what could be read."""
+        header, content = self.header, self.content
+        if isinstance(header, Basic.Properties):
+            return header
+        try:
+            return full_properties(header)
+        except ValueError:
+            return Basic.Properties(
+                content_type=content.content_type,
+                content_encoding=content.content_encoding,
+                headers=dict(content.headers or {}),
+                message_id=content.message_id,
+                message_type=content.message_type,
+            )
+
+    @property
     def headers(self) -> Mapping[str, Any]:
         """The headers, empty where there are none."""
-        return self.properties.headers or _NO_HEADERS
+        return self.content.headers or _NO_HEADERS
 
     @property
     def id(self) -> str:
         """The message id, or where a foreign publisher gave none, one derived from the body."""
-        return self.properties.message_id or derived_id(self.body)
+        return self.content.message_id or derived_id(self.body)
 
     @property
     def suspect_id(self) -> str:
@@ -95,7 +122,7 @@ class Delivery:
     @property
     def came_back(self) -> int:
         """How often the broker took it back unsettled: it may have killed a process."""
-        headers = self.properties.headers
+        headers = self.content.headers
         if headers and DELIVERY_COUNT in headers:
             return _count(headers[DELIVERY_COUNT], at_least=0)
         return int(self.redelivered)
@@ -115,7 +142,7 @@ class Delivery:
     def event_type(self, names: Names) -> str | None:
         """The event type it claims: by property, by exchange, by our header, last by its body."""
         return (
-            self.properties.message_type
+            self.content.message_type
             or (names.event_type(self.exchange) if self.exchange else None)
             or self.headers.get(EVENT_TYPE)
             or type_of(self.body)

@@ -24,7 +24,7 @@ from rabbitflow.observe.metrics import (
     HandlerMetrics,
 )
 from rabbitflow.observe.tracing import tracing
-from rabbitflow.publisher import Publisher
+from rabbitflow.publisher import CONTENT_TYPE, Publisher
 from rabbitflow.retry import CRASHED, INVALID, NO_HANDLER, REJECTED, Dead, Failure, RetryIn
 from rabbitflow.settings import Settings
 from rabbitflow.signature import HandlerFunction, Signature
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _IMMEDIATE_PAUSE_S = 0.05
 _UNSETTLED_PAUSE_S = 1.0
+_USUAL_CONTENT_TYPES = (CONTENT_TYPE, None)
+_PLAIN_ENCODINGS = (None, "", "utf-8", "UTF-8", "identity")
 
 logger = logging.getLogger(__name__)
 
@@ -161,23 +163,24 @@ class Handling:
 
     def _read(self, delivery: Delivery) -> tuple[*Reaction, Event[Any]]:
         """Return the event and who handles it, from a delivery that may hold anything."""
-        body, properties = delivery.body, delivery.properties
+        body, content = delivery.body, delivery.content
         if len(body) > self._max_body_bytes:
             raise EventError(
                 f"the body is {len(body)} bytes, and the limit is {self._max_body_bytes}"
                 " (RABBITFLOW_MAX_BODY_BYTES)"
             )
-        if properties.content_type is not None and not _is_json(properties.content_type):
-            raise EventError(f"content type {properties.content_type!r} is not application/json")
-        if properties.content_encoding not in (None, "", "utf-8", "UTF-8", "identity"):
-            raise EventError(f"content encoding {properties.content_encoding!r} is not known")
+        content_type = content.content_type
+        if content_type not in _USUAL_CONTENT_TYPES and not _is_json(content_type):
+            raise EventError(f"content type {content_type!r} is not application/json")
+        if content.content_encoding not in _PLAIN_ENCODINGS:
+            raise EventError(f"content encoding {content.content_encoding!r} is not known")
         claimed = delivery.event_type(self._names)
         reaction = self._reaction_to(claimed)
-        event = reaction[1].decode(body, properties.message_id)
+        event = reaction[1].decode(body, content.message_id)
         if event.type != claimed:
             # The property or the exchange says otherwise; what was announced is in the body.
             reaction = self._reaction_to(event.type)
-            event = reaction[1].decode(body, properties.message_id)
+            event = reaction[1].decode(body, content.message_id)
         return *reaction, event
 
     def _reaction_to(self, event_type: str | None) -> Reaction:
@@ -295,6 +298,6 @@ class Handling:
             self.unsettled -= 1
 
 
-def _is_json(content_type: str) -> bool:
-    media_type = content_type.partition(";")[0].strip().lower()
+def _is_json(content_type: str | None) -> bool:
+    media_type = (content_type or "").partition(";")[0].strip().lower()
     return media_type == "application/json" or media_type.endswith("+json")

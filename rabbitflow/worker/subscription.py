@@ -11,6 +11,7 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueCommands
 
+from rabbitflow import fastpath
 from rabbitflow.broker import (
     Channel,
     Connection,
@@ -23,6 +24,7 @@ from rabbitflow.broker import (
     throwaway_channel,
 )
 from rabbitflow.settings import Settings
+from rabbitflow.wire import Content
 from rabbitflow.worker.acks import Acks
 from rabbitflow.worker.delivery import Delivery
 
@@ -54,7 +56,10 @@ class Subscription:
         loop = asyncio.get_running_loop()
         self.queue = queue
         self.lost: asyncio.Future[str] = loop.create_future()
-        self.acks = Acks(self._send_ack, loop)
+        # Taken as bytes arrive where the connection allows it, else by the client's callback.
+        self._deliveries = fastpath.deliveries(connection, channel, self._receive_parts)
+        send_ack = self._send_ack if self._deliveries is None else self._deliveries.ack
+        self.acks = Acks(send_ack, loop)
         self._connection = connection
         self._channel = channel
         self._receive = receive
@@ -165,6 +170,17 @@ class Subscription:
             await asyncio.wait(self._sending, timeout=self._settings.connect_timeout_s)
         self.abandon("closed")
         await close(self._connection)
+
+    def _receive_parts(
+        self,
+        tag: int,
+        redelivered: bool,
+        exchange: str,
+        header: bytes,
+        content: Content,
+        body: bytes,
+    ) -> None:
+        self._receive(Delivery(tag, redelivered, exchange, header, content, body, self.acks))
 
     async def _deliver(self, message: DeliveredMessage) -> None:
         self._receive(Delivery.of(message, self.acks))
