@@ -10,6 +10,7 @@ import click
 from rabbitflow._version import __version__
 
 COMMANDS = {
+    "broker": "rabbitflow.cli.broker:broker",
     "dlq": "rabbitflow.cli.dlq:dlq",
     "pause": "rabbitflow.cli.control:pause",
     "publish": "rabbitflow.cli.publish:publish",
