@@ -8,7 +8,6 @@ import os
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
-from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -52,10 +51,12 @@ def new_event_id() -> str:
 
 
 def _uuid(value: int, version: int) -> str:
-    # The standard library's UUID knows versions 7 and 8 from Python 3.14 on.
+    # The standard library's UUID knows versions 7 and 8 from Python 3.14 on, and takes three times
+    # as long to write its text.
     value = value & ~(0xF << 76) | version << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
-    return str(UUID(int=value))
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def _now() -> datetime:

@@ -21,8 +21,6 @@ SQLITE_PRAGMAS = (
     # Readers and the writer don't wait for each other; a commit is on disk when it returns.
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
-    # Fewer, larger checkpoints: each one syncs the file twice.
-    "PRAGMA wal_autocheckpoint = 4000",
     f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
 )
 

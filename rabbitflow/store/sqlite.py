@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections import deque
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from rabbitflow.errors import ConcurrencyError, DuplicateEvent, StoreError
@@ -28,6 +29,7 @@ _MOVE_HEAD = (
 )
 
 Outcome = Appended | Exception
+Waiting = tuple[Append, asyncio.Future[Outcome]]
 
 
 class SqliteJournal:
@@ -40,8 +42,8 @@ class SqliteJournal:
     def __init__(self, database: Database) -> None:
         self.bell = Bell()
         self._database = database
-        self._waiting: deque[tuple[Append, asyncio.Future[Outcome]]] = deque()
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="rabbitflow-store-writer")
+        self._waiting: SimpleQueue[Waiting | None] = SimpleQueue()
+        self._writing: threading.Thread | None = None
         self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="rabbitflow-store-reader")
         self._writer: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Connection] = []
@@ -49,9 +51,14 @@ class SqliteJournal:
     async def append(self, append: Append) -> Appended:
         """See ``journal.Journal``."""
         loop = asyncio.get_running_loop()
+        if self._writing is None:
+            # A daemon, so that a store that nobody closed does not keep its process from ending.
+            self._writing = threading.Thread(
+                target=self._write, args=(loop,), name="rabbitflow-store-writer", daemon=True
+            )
+            self._writing.start()
         outcome: asyncio.Future[Outcome] = loop.create_future()
-        self._waiting.append((append, outcome))
-        self._writing.submit(self._commit_waiting, loop)
+        self._waiting.put((append, outcome))
         result = await outcome
         if isinstance(result, Exception):
             raise result
@@ -71,7 +78,9 @@ class SqliteJournal:
         await loop.run_in_executor(None, self._close)
 
     def _close(self) -> None:
-        self._writing.shutdown()
+        if self._writing is not None:
+            self._waiting.put(None)
+            self._writing.join()
         self._reading.shutdown()
         for connection in (*self._readers, *([self._writer] if self._writer else [])):
             connection.close()
@@ -97,18 +106,25 @@ class SqliteJournal:
             connection.execute(pragma)
         return connection
 
-    def _commit_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Commit the appends that wait by now, together. A call may find that another did it."""
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_APPENDS))]
-        if not batch:
-            return
-        try:
-            outcomes = self._commit([append for append, _ in batch])
-        except Exception as error:
-            outcomes = [error] * len(batch)
-        if not loop.is_closed():
-            futures = [future for _, future in batch]
-            loop.call_soon_threadsafe(self._tell, futures, outcomes)
+    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Commit the appends that wait by now together, until there is a None."""
+        waiting = self._waiting
+        while (first := waiting.get()) is not None:
+            batch = [first]
+            while waiting.qsize() and len(batch) < BATCH_APPENDS:
+                another = waiting.get()
+                if another is None:
+                    waiting.put(None)
+                    break
+                batch.append(another)
+            try:
+                outcomes = self._commit([append for append, _ in batch])
+            except Exception as error:
+                outcomes = [error] * len(batch)
+            try:
+                loop.call_soon_threadsafe(self._tell, [future for _, future in batch], outcomes)
+            except RuntimeError:
+                return  # the event loop is closed: nobody waits any more
 
     def _tell(self, futures: list[asyncio.Future[Outcome]], outcomes: list[Outcome]) -> None:
         for future, outcome in zip(futures, outcomes, strict=True):
