@@ -18,6 +18,7 @@ from rabbitflow.rate import Rate
 from rabbitflow.retry import Retry
 from rabbitflow.signature import HandlerFunction, Signature, resolve, where
 from rabbitflow.topology import RETRY_BUCKETS_S, bucket_for, check_consumer_name
+from rabbitflow.upcast import Upcasters
 
 FunctionT = TypeVar("FunctionT", bound=HandlerFunction)
 
@@ -67,6 +68,7 @@ class Consumer:
             broker's own delivery time-out (30 minutes by default).
         breaker: stop taking events while most of them fail; None for never.
         rate_limit: how many events may begin, such as ``"50/s"`` or ``"600/m"``, in each process.
+        upcasters: what turns old versions of events into new ones before handlers see them.
 
     Raises:
         ConfigurationError: the name or a number does not fit.
@@ -82,6 +84,7 @@ class Consumer:
         timeout: Duration | None = DEFAULT_TIMEOUT_S,
         breaker: Breaker | None = None,
         rate_limit: str | None = None,
+        upcasters: Upcasters | None = None,
     ) -> None:
         if concurrency < 1:
             raise ConfigurationError(f"consumer {name}: concurrency is at least 1")
@@ -97,6 +100,7 @@ class Consumer:
         self.rate = None if rate_limit is None else Rate.parse(rate_limit)
         self.module: str = sys._getframe(1).f_globals.get("__name__", "__main__")
         self._prefetch = prefetch
+        self._upcasters = upcasters
         self._handlers: dict[str, Handler] = {}
 
     def __repr__(self) -> str:
@@ -226,12 +230,22 @@ class Consumer:
         signatures: dict[HandlerFunction, Signature] = {}
         for handler in self._handlers.values():
             if handler.function not in signatures:
-                is_batch = handler.batch is not None
-                signatures[handler.function] = resolve(handler.function, is_batch=is_batch)
+                signatures[handler.function] = resolve(
+                    handler.function,
+                    is_batch=handler.batch is not None,
+                    upcasters=self._upcasters_for(handler.function),
+                )
         return {
             event_type: signatures[handler.function]
             for event_type, handler in self._handlers.items()
         }
+
+    def _upcasters_for(self, function: HandlerFunction) -> Upcasters | None:
+        # None where no event of the handler has old versions, so that its bodies are parsed once.
+        event_types = [name for name, each in self._handlers.items() if each.function is function]
+        if self._upcasters is not None and self._upcasters.concerns(event_types):
+            return self._upcasters
+        return None
 
     def retry_buckets_s(self) -> list[int]:
         """Return the retry buckets that the policies are seen to reach."""

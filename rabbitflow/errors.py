@@ -73,6 +73,10 @@ class DuplicateEvent(StoreError):
     """An event of that id is already stored, in another place. An id names one event."""
 
 
+class ProjectionFailed(StoreError):
+    """A projection's own code raised. The transaction was rolled back: it stands where it stood."""
+
+
 class RetryLater(RabbitflowError):
     """Raised by a handler: give this event back and deliver it again after ``seconds``.
 

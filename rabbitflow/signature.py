@@ -14,6 +14,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError
 from rabbitflow.context import Context
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.event import Event, EventDecoder
+from rabbitflow.upcast import Upcasters, UpcastingDecoder
 
 HandlerFunction = Callable[..., Any]
 Call = Callable[[Any, Any], Any]
@@ -57,9 +58,11 @@ def is_coroutine_function(function: HandlerFunction) -> bool:
     )
 
 
-def resolve(function: HandlerFunction, *, is_batch: bool = False) -> Signature:
+def resolve(
+    function: HandlerFunction, *, is_batch: bool = False, upcasters: Upcasters | None = None
+) -> Signature:
     """Return how to call ``function``; for a batch, its arguments are lists, and so is what
-    ``call`` is given.
+    ``call`` is given. With ``upcasters`` it receives old events as new ones.
 
     Raises:
         ConfigurationError: an argument can't be filled, or its type can't be validated; the text
@@ -95,7 +98,10 @@ def resolve(function: HandlerFunction, *, is_batch: bool = False) -> Signature:
     if any(data_type != asked[0] for data_type in asked[1:]):
         raise _fault(function, "it asks for the event's data as two different types")
     try:
-        decode: EventDecoder[Any] = EventDecoder(asked[0] if asked else Any)
+        wanted = asked[0] if asked else Any
+        decode: EventDecoder[Any] = (
+            UpcastingDecoder(upcasters, wanted) if upcasters else EventDecoder(wanted)
+        )
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise _fault(function, f"its data type can't be validated: {reason}") from error

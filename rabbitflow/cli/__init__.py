@@ -15,6 +15,7 @@ COMMANDS = {
     "pause": "rabbitflow.cli.control:pause",
     "publish": "rabbitflow.cli.publish:publish",
     "resume": "rabbitflow.cli.control:resume",
+    "store": "rabbitflow.cli.store:store",
     "topology": "rabbitflow.cli.topology:topology",
     "worker": "rabbitflow.cli.worker:worker",
 }

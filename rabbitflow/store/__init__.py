@@ -12,7 +12,21 @@ except ImportError as missing:
     ) from missing
 
 from rabbitflow.store.eventstore import EventStore
+from rabbitflow.store.fold import applies
 from rabbitflow.store.journal import Appended
+from rabbitflow.store.projection import Projection
+from rabbitflow.store.rebuild import Rebuilt
 from rabbitflow.store.recorded import Recorded
+from rabbitflow.store.verification import Fault, Verification, verify
 
-__all__ = ["Appended", "EventStore", "Recorded"]
+__all__ = [
+    "Appended",
+    "EventStore",
+    "Fault",
+    "Projection",
+    "Rebuilt",
+    "Recorded",
+    "Verification",
+    "applies",
+    "verify",
+]

@@ -12,7 +12,6 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rabbitflow.errors import ConfigurationError
-from rabbitflow.settings import redact
 
 BUSY_TIMEOUT_S = 30.0
 """How long a writer on SQLite waits for another one's transaction, in seconds."""
@@ -24,7 +23,7 @@ SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
 )
 
-_DRIVERS = {
+_DRIVERS: dict[str, tuple[Literal["sqlite", "postgresql"], str]] = {
     "sqlite": ("sqlite", "sqlite+aiosqlite"),
     "sqlite+aiosqlite": ("sqlite", "sqlite+aiosqlite"),
     "postgres": ("postgresql", "postgresql+psycopg"),
@@ -66,13 +65,11 @@ class Database:
                 "not a database the store can use; write sqlite:///file.db"
                 " or postgresql://user:password@host:5432/name"
             ) from None
-        if dialect == "sqlite":
-            if parsed.database in (None, "", ":memory:"):
-                raise ConfigurationError(
-                    "an event store is kept: name a file, as in sqlite:///events.db"
-                )
-            return cls("sqlite", parsed.set(drivername=driver), f"sqlite:///{parsed.database}")
-        return cls("postgresql", parsed.set(drivername=driver), redact(url))
+        if dialect == "sqlite" and parsed.database in (None, "", ":memory:"):
+            raise ConfigurationError(
+                "an event store is kept: name a file, as in sqlite:///events.db"
+            )
+        return cls(dialect, parsed.set(drivername=driver), shown(parsed))
 
     @property
     def path(self) -> Path:
@@ -99,6 +96,11 @@ class Database:
         hooks.listen(engine.sync_engine, "connect", _set_pragmas)
         hooks.listen(engine.sync_engine, "begin", _begin)
         return engine
+
+
+def shown(url: URL) -> str:
+    """Return a database's URL without its password and query, fit to be shown."""
+    return url.set(drivername=url.get_backend_name(), password=None, query={}).render_as_string()
 
 
 def _set_pragmas(connection: Any, record: object) -> None:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from rabbitflow.errors import ConcurrencyError, ConfigurationError, DuplicateEvent, EventError
 from rabbitflow.event import Event
 from rabbitflow.settings import load_settings
+from rabbitflow.store import snapshots
 from rabbitflow.store.database import Database
+from rabbitflow.store.fold import Fold
 from rabbitflow.store.journal import Append, Appended, Journal
 from rabbitflow.store.migration import migrate, require_migrated
 from rabbitflow.store.postgres import PostgresJournal
-from rabbitflow.store.recorded import Recorded, checked_stream, digest, read, write
-from rabbitflow.store.selection import Selection
+from rabbitflow.store.rebuild import Rebuilt, rebuild
+from rabbitflow.store.recorded import Recorded, Row, checked_stream, digest, read, write
+from rabbitflow.store.selection import Selection, aware
 from rabbitflow.store.sqlite import SqliteJournal
+from rabbitflow.store.subscription import subscribe
+from rabbitflow.upcast import Upcasters
+
+StateT = TypeVar("StateT")
 
 PAGE = 1000
 """How many events are read at once."""
@@ -31,14 +44,26 @@ class EventStore:
     Args:
         url: ``sqlite:///file.db`` or ``postgresql://user:password@host/name``; the setting
             ``RABBITFLOW_DATABASE_URL`` where it is not given.
+        upcasters: what turns old versions of events into new ones as they are read.
+        snapshot_every: keep a snapshot of a rebuilt state (a pydantic model or a dataclass) once
+            so many events were folded for it; 0 for never.
         create: make or update the tables where needed; without it a store that is not there, or
             not up to date, is an error.
     """
 
-    def __init__(self, url: str | None = None, *, create: bool = True) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        upcasters: Upcasters | None = None,
+        snapshot_every: int = 100,
+        create: bool = True,
+    ) -> None:
         self.database = Database.parse(
             load_settings().database_url.get_secret_value() if url is None else url
         )
+        self.upcasters = upcasters
+        self.snapshot_every = snapshot_every
         self._create = create
         self._resources = AsyncExitStack()
         self._engine: AsyncEngine | None = None
@@ -141,7 +166,7 @@ class EventStore:
         if append.expected is not None and append.expected + 1 != first:
             return None
         count = len(append.written)
-        stored = await self._page(Selection(append.stream, first, first + count - 1), count)
+        stored = await self.page(Selection(append.stream, first, first + count - 1), count)
         if [each.event.id for each in stored] != [written.id for written in append.written]:
             return None
         return Appended(stored[-1].version, stored[-1].position)
@@ -165,7 +190,7 @@ class EventStore:
             backward: the newest first.
         """
         selection = Selection(
-            checked_stream(stream), from_version, to_version, _aware(until), (), backward
+            checked_stream(stream), from_version, to_version, aware(until), (), backward
         )
         async for page in self.pages(selection):
             for recorded in page:
@@ -190,7 +215,7 @@ class EventStore:
             backward: the newest first.
         """
         selection = Selection(
-            None, from_position, to_position, _aware(until), tuple(types), backward
+            None, from_position, to_position, aware(until), tuple(types), backward
         )
         async for page in self.pages(selection):
             for recorded in page:
@@ -204,20 +229,151 @@ class EventStore:
         )
         return int(rows[0][0]) if rows else 0
 
+    async def position(self) -> int:
+        """Return the position of the last event of all, 0 in an empty store."""
+        rows = await self.journal.fetch(
+            "SELECT coalesce(max(position), 0) FROM rabbitflow_events", ()
+        )
+        return int(rows[0][0])
+
+    @overload
+    async def rebuild(
+        self,
+        stream: str,
+        fold: type[StateT],
+        initial: StateT | None = None,
+        *,
+        until: datetime | None = None,
+        to_version: int | None = None,
+    ) -> StateT: ...
+
+    @overload
+    async def rebuild(
+        self,
+        stream: str,
+        fold: Fold[StateT],
+        initial: StateT | None = None,
+        *,
+        until: datetime | None = None,
+        to_version: int | None = None,
+    ) -> StateT: ...
+
+    async def rebuild(
+        self,
+        stream: str,
+        fold: Any,
+        initial: Any = None,
+        *,
+        until: datetime | None = None,
+        to_version: int | None = None,
+    ) -> Any:
+        """Return the state that the events of a stream lead to, now or as it was.
+
+        Args:
+            stream: which.
+            fold: a function ``(state, event) -> state``, or a class whose methods are marked with
+                ``applies``.
+            initial: the state before the first event; by default the fold's state type, called.
+            until: as of then: only with what happened up to then, it included; aware.
+            to_version: as of that event.
+
+        Raises:
+            EventError: an event can't be upcast, or does not fit the fold.
+        """
+        rebuilt = await self.load(stream, fold, initial, until=until, to_version=to_version)
+        return rebuilt.state
+
+    async def load(
+        self,
+        stream: str,
+        fold: Any,
+        initial: Any = None,
+        *,
+        until: datetime | None = None,
+        to_version: int | None = None,
+    ) -> Rebuilt[Any]:
+        """Return what :meth:`rebuild` does, and the version it is the state of."""
+        checked_stream(stream)
+        return await rebuild(self, stream, fold, initial, aware(until), to_version)
+
+    async def decide(
+        self,
+        stream: str,
+        fold: Any,
+        decision: Callable[[Any], Event[Any] | Sequence[Event[Any]]],
+        initial: Any = None,
+        *,
+        attempts: int = 10,
+    ) -> Appended:
+        """Rebuild a stream's state, let ``decision`` say what happens, and append that.
+
+        Where another writer was first, it is done again with the new state, so ``decision`` has no
+        effects of its own: it returns events, none for nothing, or raises to refuse.
+
+        Args:
+            stream: which.
+            fold: as in :meth:`rebuild`.
+            decision: takes the state and returns the event or events.
+            initial: as in :meth:`rebuild`.
+            attempts: how often it is tried.
+
+        Raises:
+            ConcurrencyError: another writer was first every time.
+        """
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(ConcurrencyError),
+            stop=stop_after_attempt(attempts),
+            wait=wait_random_exponential(multiplier=0.005, max=0.5),
+            reraise=True,
+        ):
+            with attempt:
+                before = await self.load(stream, fold, initial)
+                events = decision(before.state)
+                if not isinstance(events, Event) and not events:
+                    return Appended(before.version, await self.position())
+                return await self.append(stream, events, expected_version=before.version)
+        raise AssertionError("tenacity reraises the last error")
+
+    async def drop_snapshots(self, stream: str | None = None) -> int:
+        """Remove the snapshots of a stream, or all of them; return how many there were."""
+        return await snapshots.drop(self.engine, stream)
+
+    def subscribe(
+        self, *, from_position: int = 1, types: Sequence[str] = ()
+    ) -> AsyncIterator[Recorded]:
+        """Yield the events of all streams in the order they were committed: those of the past, then
+        each new one as it is committed, without end and without a gap.
+
+        Args:
+            from_position: where to begin, such as one after the last that was seen.
+            types: only these event types.
+        """
+        return subscribe(self, from_position, tuple(types))
+
     async def pages(self, selection: Selection, size: int = PAGE) -> AsyncIterator[list[Recorded]]:
         """Yield what ``selection`` names in lists of ``size`` at most; no transaction stays open
         between them, and as nothing ever changes, none is needed."""
         while True:
-            page = await self._page(selection, size)
+            page = await self.page(selection, size)
             if page:
                 yield page
             if len(page) < size:
                 return
             selection = selection.after(page[-1])
 
-    async def _page(self, selection: Selection, size: int) -> list[Recorded]:
+    async def rows(self, selection: Selection, size: int = PAGE) -> list[Row]:
+        """Return the first ``size`` rows of what ``selection`` names, as they are kept."""
         sql, parameters = selection.sql(self.journal.dialect, size)
-        return [read(row) for row in await self.journal.fetch(sql, parameters)]
+        return [Row._make(row) for row in await self.journal.fetch(sql, parameters)]
+
+    async def page(self, selection: Selection, size: int) -> list[Recorded]:
+        """Return the first ``size`` events of what ``selection`` names."""
+        sql, parameters = selection.sql(self.journal.dialect, size)
+        page = [read(row) for row in await self.journal.fetch(sql, parameters)]
+        if self.upcasters is None:
+            return page
+        upcast = self.upcasters.apply
+        return [recorded._replace(event=upcast(recorded.event)) for recorded in page]
 
 
 def _prepare(
@@ -232,9 +388,3 @@ def _prepare(
     now = time.time_ns() // 1000
     written = [write(event, now) for event in several]
     return Append(stream, expected_version, written, [digest(stream, each) for each in written])
-
-
-def _aware(until: datetime | None) -> datetime | None:
-    if until is not None and until.tzinfo is None:
-        raise EventError(f"{until} has no time zone; write datetime(…, tzinfo=UTC)")
-    return until

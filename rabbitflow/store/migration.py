@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rabbitflow.errors import ConfigurationError, StoreError
+from rabbitflow.store.database import shown
 from rabbitflow.store.failures import store_failures
 
 _CREATE = (
@@ -34,7 +35,7 @@ async def migrate(engine: AsyncEngine) -> list[str]:
         StoreError: it refused, such as for want of the right to create tables.
     """
     wanted = migrations(engine.dialect.name)
-    with store_failures(engine.url):
+    with store_failures(shown(engine.url)):
         if not _missing(wanted, await _applied(engine)):
             return []
         async with engine.begin() as connection:
@@ -56,7 +57,7 @@ async def require_migrated(engine: AsyncEngine) -> None:
     Raises:
         ConfigurationError: they are missing, older or newer.
     """
-    with store_failures(engine.url):
+    with store_failures(shown(engine.url)):
         missing = _missing(migrations(engine.dialect.name), await _applied(engine))
     if missing:
         raise ConfigurationError(

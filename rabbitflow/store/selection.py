@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from rabbitflow.errors import EventError
 from rabbitflow.store.recorded import Recorded, Row, micros
 
 
@@ -81,9 +82,20 @@ class Selection:
             parameters,
         )
 
-    def after(self, row: Recorded) -> Selection:
+    def after(self, row: Recorded | Row) -> Selection:
         """Return what is left of the selection after ``row``."""
         number = row.position if self.stream is None else row.version
         if self.is_backward:
             return replace(self, last=number - 1)
         return replace(self, first=number + 1)
+
+
+def aware(until: datetime | None) -> datetime | None:
+    """Return a time that is to bound what is read.
+
+    Raises:
+        EventError: it has no time zone.
+    """
+    if until is not None and until.tzinfo is None:
+        raise EventError(f"{until} has no time zone; write datetime(…, tzinfo=UTC)")
+    return until

@@ -1,0 +1,74 @@
+"""A state from events: the newest snapshot that fits, then the events after it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rabbitflow.store import snapshots
+from rabbitflow.store.fold import Fold, fold_of, initial_of
+from rabbitflow.store.journal import Journal
+from rabbitflow.store.recorded import NO_HASH, Recorded, micros
+from rabbitflow.store.selection import Selection
+from rabbitflow.upcast import Upcasters
+
+StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt(Generic[StateT]):
+    """A state, and the version of the last event it is the state after; 0 for none."""
+
+    state: StateT
+    version: int
+
+
+class Source(Protocol):
+    """What a rebuild needs of the store."""
+
+    upcasters: Upcasters | None
+    snapshot_every: int
+
+    @property
+    def engine(self) -> AsyncEngine: ...
+    @property
+    def journal(self) -> Journal: ...
+    def pages(self, selection: Selection) -> AsyncIterator[list[Recorded]]: ...
+
+
+async def rebuild(
+    store: Source,
+    stream: str,
+    fold: Any,
+    initial: Any,
+    until: datetime | None,
+    to_version: int | None,
+) -> Rebuilt[Any]:
+    """See ``EventStore.rebuild``."""
+    if initial is None:
+        initial = initial_of(fold)
+    kind = snapshots.kind_of(fold, initial, store.upcasters) if store.snapshot_every else None
+    # A copy, since a fold may well change the state it is given.
+    begin = snapshots.Snapshot(copy.deepcopy(initial), 0, NO_HASH, 0)
+    if kind is not None:
+        begin = await snapshots.load(store.journal, stream, kind, to_version, until) or begin
+    function: Fold[Any] = fold_of(fold) if isinstance(fold, type) else fold
+    state, version, hash_, latest = begin.state, begin.version, begin.hash, begin.latest
+    has_all, folded = True, 0
+    async for page in store.pages(Selection(stream, version + 1, to_version, until)):
+        for recorded in page:
+            state = function(state, recorded.event)
+            latest = max(latest, micros(recorded.event.timestamp))
+        folded += len(page)
+        version, hash_ = page[-1].version, page[-1].hash
+        # Events may be recorded out of order; then one in the middle can be later than ``until``.
+        has_all = begin.version + folded == version
+    if kind is not None and has_all and folded >= store.snapshot_every:
+        kept = snapshots.Snapshot(state, version, hash_, latest)
+        await snapshots.save(store.engine, stream, kind, kept)
+    return Rebuilt(state, version)
