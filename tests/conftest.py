@@ -16,6 +16,7 @@ from rabbitflow.settings import DEFAULT_URL, Settings, load_settings
 from rabbitflow.store import EventStore
 from tests.harness import postgres
 from tests.harness.broker import Probe, remove_namespace
+from tests.harness.command import Command
 from tests.harness.node import Broker, PrivateNode, answers_amqp, local_ctl, server_binary
 from tests.harness.workers import Worker
 
@@ -147,3 +148,9 @@ async def store(store_url: str) -> AsyncIterator[EventStore]:
     """An open event store with nothing in it."""
     async with EventStore(store_url) as store:
         yield store
+
+
+@pytest.fixture
+def rabbitflow(settings: Settings, tmp_path: Path) -> Command:
+    """The command, in a directory of its own."""
+    return Command(settings, tmp_path)

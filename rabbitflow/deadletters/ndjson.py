@@ -19,7 +19,7 @@ from pamqp.commands import Basic
 
 from rabbitflow.deadletters.letter import Letter
 from rabbitflow.errors import EventError
-from rabbitflow.topology import Names
+from rabbitflow.topology import DELIVERY_COUNT, Names
 
 # What AMQP tables hold and JSON does not, each as an object of one key that begins with "$".
 _TIME, _DECIMAL, _BYTES = "$time", "$decimal", "$base64"
@@ -63,11 +63,14 @@ def line_of(letter: Letter, consumer: str) -> str:
     # The traceback is in the headers; once is enough in a file that may hold many.
     cause = {name: value for name, value in described(letter).items() if name != "traceback"}
     given = {name: getattr(properties, name) for name in _PROPERTIES}
+    headers = dict(properties.headers or {})
+    # Says how often somebody looked, and would make two exports of one letter differ.
+    headers.pop(DELIVERY_COUNT, None)
     whole = {
         "consumer": consumer,
         **cause,
         "properties": {name: _plain(value) for name, value in given.items() if value is not None},
-        "headers": _plain(properties.headers or {}),
+        "headers": _plain(headers),
     }
     return json.dumps(whole, ensure_ascii=False)
 

@@ -89,6 +89,12 @@ class Probe:
         channel.close()
         return ids
 
+    def reject(self, queue: str, *, requeue: bool) -> None:
+        """Take one message off a queue and refuse it."""
+        method, _, _ = self._channel.basic_get(queue)
+        if method is not None:
+            self._channel.basic_reject(method.delivery_tag, requeue=requeue)
+
     def tap(self, event_type: str) -> str:
         """Bind a queue of a foreign client to an event, and return its name."""
         queue = f"{self.settings.namespace}.tap.{event_type}"

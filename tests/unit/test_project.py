@@ -44,7 +44,7 @@ def test_an_entry_that_does_not_fit_is_refused_with_its_place(tmp_path: Path, te
 
 async def test_named_consumers_need_no_project(tmp_path: Path) -> None:
     assert await consumer_names(["payment", "email", "payment"], tmp_path) == ("payment", "email")
-    with pytest.raises(ConfigurationError, match="no consumer's name|a consumer's name"):
+    with pytest.raises(ConfigurationError, match="a consumer's name is"):
         await consumer_names(["Payment!"], tmp_path)
 
 
