@@ -291,6 +291,9 @@ class SyncPublisher:
 
     It runs an event loop in one daemon thread, started with the first publish, anew in a forked
     child. Any number of threads may publish at once. Arguments and errors as :class:`Publisher`.
+
+    Attributes:
+        metrics: what it announced, as those of :class:`Publisher`.
     """
 
     def __init__(
@@ -301,8 +304,12 @@ class SyncPublisher:
         settings: Settings | None = None,
     ) -> None:
 
+        self.metrics = PublishMetrics()
+
         def make() -> Publisher:
-            return Publisher(url, source=source, settings=settings)
+            publisher = Publisher(url, source=source, settings=settings)
+            publisher.metrics = self.metrics
+            return publisher
 
         make()  # a setting that does not fit is an error here, not with the first event
         self._make = make

@@ -30,6 +30,7 @@ class ConsumerState:
         published: figures by event type, of what its handlers announced.
         messages: in its queues by state: ready, retry, dead; None where nobody counted yet.
         connected: whether its connections stand, by role: consume, publish.
+        oldest_waiting_s: since the announcement of the oldest event that it has and has not begun.
         restarts: of its processes, by reason.
     """
 
@@ -40,6 +41,7 @@ class ConsumerState:
     published: Figures = field(default_factory=dict)
     messages: Mapping[str, int] = field(default_factory=dict)
     connected: Mapping[str, bool] = field(default_factory=dict)
+    oldest_waiting_s: float = 0.0
     restarts: dict[str, int] = field(default_factory=dict)
 
 
@@ -82,7 +84,9 @@ def _handled(states: Mapping[str, ConsumerState]) -> Iterator[Metric]:
         "rabbitflow_handler_seconds", "Run time of handlers.", labels=labels
     )
     age = HistogramMetricFamily(
-        "rabbitflow_event_age_seconds", "From the announcement to the handler.", labels=labels
+        "rabbitflow_event_age_seconds",
+        "From the announcement to the first handling.",
+        labels=labels,
     )
     for name, state in states.items():
         for event_type, figures in state.handled.items():
@@ -116,6 +120,10 @@ def _gauges(states: Mapping[str, ConsumerState]) -> Iterator[Metric]:
     up = gauge("consumer_up", "Whether all processes of the consumer consume and can settle.")
     paused = gauge("consumer_paused", "Whether an operator or its breaker paused it.")
     in_flight = gauge("in_flight", "Deliveries in the worker, not settled yet.")
+    waiting = gauge(
+        "oldest_waiting_seconds",
+        "Since the announcement of the oldest event that the worker has and has not begun.",
+    )
     messages = gauge("queue_messages", "Messages in the consumer's queues.", "state")
     connected = gauge("broker_connected", "Whether the connection stands.", "role")
     restarts = CounterMetricFamily(
@@ -125,13 +133,14 @@ def _gauges(states: Mapping[str, ConsumerState]) -> Iterator[Metric]:
         up.add_metric([name], float(state.is_up))
         paused.add_metric([name], float(state.is_paused))
         in_flight.add_metric([name], state.in_flight)
+        waiting.add_metric([name], state.oldest_waiting_s)
         for kind, count in state.messages.items():
             messages.add_metric([name, kind], count)
         for role, stands in state.connected.items():
             connected.add_metric([name, role], float(stands))
         for reason, count in state.restarts.items():
             restarts.add_metric([name, reason], count)
-    yield from (up, paused, in_flight, messages, connected, restarts)
+    yield from (up, paused, in_flight, waiting, messages, connected, restarts)
 
 
 def _add_histogram(family: HistogramMetricFamily, labels: list[str], figures: list[float]) -> None:

@@ -104,12 +104,12 @@ class ConsumerMetrics:
                 "run": metrics.run.figures(),
                 "age": metrics.age.figures(),
             }
-            for event_type, metrics in self._by_type.items()
+            for event_type, metrics in list(self._by_type.items())
         }
 
 
 class PublishMetrics:
-    """What one publisher announced, by event type."""
+    """What one publisher announced, by event type. Any thread may read the figures."""
 
     def __init__(self) -> None:
         self._by_type: dict[str, HandlerMetrics] = {}
@@ -126,7 +126,7 @@ class PublishMetrics:
         """Return everything as JSON: ``{event_type: {"outcomes", "run"}}``."""
         return {
             event_type: {"outcomes": dict(metrics.outcomes), "run": metrics.run.figures()}
-            for event_type, metrics in self._by_type.items()
+            for event_type, metrics in list(self._by_type.items())
         }
 
 

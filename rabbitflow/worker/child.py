@@ -26,6 +26,7 @@ from rabbitflow.worker.process import (
     EXIT_CONFIGURATION,
     EXIT_REPLACE,
     LINE_LIMIT_BYTES,
+    Beat,
     Order,
 )
 from rabbitflow.worker.runtime import BrokerLost, ConsumerRuntime
@@ -72,6 +73,9 @@ async def _run(order: Order, line: socket.socket, consumer: Consumer) -> int:
         for helper in helpers:
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
+        with contextlib.suppress(ConnectionError):
+            # What was counted since the last one.
+            await _say(runtime.beat(), writer)
 
 
 async def _beat(runtime: ConsumerRuntime, writer: asyncio.StreamWriter) -> None:
@@ -79,12 +83,16 @@ async def _beat(runtime: ConsumerRuntime, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError):
         while True:
             beat = runtime.beat()
-            writer.write(json.dumps(asdict(beat)).encode() + b"\n")
-            await writer.drain()
+            await _say(beat, writer)
             waited_s = 0.0
             while waited_s < BEAT_EVERY_S and runtime.is_ready == beat.is_ready:
                 await asyncio.sleep(BEAT_EVERY_S / 10)
                 waited_s += BEAT_EVERY_S / 10
+
+
+async def _say(beat: Beat, writer: asyncio.StreamWriter) -> None:
+    writer.write(json.dumps(asdict(beat)).encode() + b"\n")
+    await writer.drain()
 
 
 async def _stop_with_supervisor(runtime: ConsumerRuntime, reader: asyncio.StreamReader) -> None:

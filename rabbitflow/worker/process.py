@@ -61,7 +61,7 @@ class Beat:
         in_flight: deliveries in it that are not settled.
         handled: figures of its handlers, counted since its start.
         published: figures of what they announced.
-        messages: in its queues, by state.
+        oldest_waiting_s: since the announcement of the oldest event in it that has not begun.
         connected: whether its connections stand, by role.
     """
 
@@ -70,7 +70,7 @@ class Beat:
     in_flight: int = 0
     handled: Figures = field(default_factory=dict)
     published: Figures = field(default_factory=dict)
-    messages: dict[str, int] = field(default_factory=dict)
+    oldest_waiting_s: float = 0.0
     connected: dict[str, bool] = field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Mapping
 
@@ -89,7 +90,6 @@ class ConsumerRuntime:
         self._told = asyncio.Event()
         self._subscription: Subscription | None = None
         self._has_subscribed = False
-        self._messages: dict[str, int] = {}
         self.needs_replacement = False
         self._publisher = Publisher(settings=settings, source=consumer.name)
         self._settlement = Settlement(
@@ -114,6 +114,7 @@ class ConsumerRuntime:
             subscription is not None
             and not subscription.lost.done()
             and (subscription.is_consuming or not self._intake.prefetch)
+            and self._publisher.channel.is_open
             and not self.handling.unsettled
             and not self._stopping.is_set()
         )
@@ -132,12 +133,18 @@ class ConsumerRuntime:
             in_flight=self._unfinished,
             handled=self.handling.metrics.figures(),
             published=self._publisher.metrics.figures(),
-            messages=self._messages,
+            oldest_waiting_s=self._oldest_waiting_s(),
             connected={
                 "consume": subscription is not None and not subscription.lost.done(),
                 "publish": self._publisher.channel.is_open,
             },
         )
+
+    def _oldest_waiting_s(self) -> float:
+        """How long ago the oldest event was announced that is here and has not begun."""
+        first = next((delivery for delivery in self._inbox if delivery.is_fresh), None)
+        announced_at = None if first is None else first.properties.timestamp
+        return 0.0 if announced_at is None else max(0.0, time.time() - announced_at.timestamp())
 
     def stop(self) -> None:
         """Take no more events, finish those that are here, then return from :meth:`run`."""
@@ -261,16 +268,12 @@ class ConsumerRuntime:
             await subscription.close()
 
     async def _check(self, subscription: Subscription) -> None:
-        """Look whether the broker still knows us, and how many messages it keeps for us."""
-        name, names = self._consumer.name, self._names
-        ready = await subscription.check()
+        """Look whether the broker still knows us, and whether we could settle a failure."""
+        await subscription.check()
         await self._look_for_pause(subscription)
-        retry = [names.retry(name, bucket_s) for bucket_s in self._retry_buckets_s]
-        self._messages = {
-            "ready": ready,
-            "retry": sum([await subscription.depth(queue) for queue in retry]),
-            "dead": await subscription.depth(names.dead(name)),
-        }
+        with contextlib.suppress(BrokerError):
+            # The deliveries in hand are not to be lost over it; meanwhile we are not ready.
+            await self._publisher.channel.open()
 
     async def _take(self, subscription: Subscription) -> None:
         """Ask the broker for as many events as the intake says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from rabbitflow.worker.suspects import Strikes, SuspectNote
 
 NOT_CONNECTED = {"consume": False, "publish": False}
 
+END_REASONS = ("died", "stalled", "hung_thread", "broker_lost", "refused")
+"""Why a child ended without being told to."""
+
 
 class Slot:
     """The place of one child: whoever runs there, how often it died, what killed it."""
@@ -34,8 +37,8 @@ class Slot:
         self.is_refused = False
         self.was_ready = False
         self.ended_figures: dict[str, Figures] = {"handled": {}, "published": {}}
-        self.restarts: Counter[str] = Counter()
-        self.last_messages: dict[str, int] = {}
+        # Shown as 0 from the start: a rate needs a value before the first increase.
+        self.restarts = Counter(dict.fromkeys(END_REASONS, 0))
         self.label = found.name if not number else f"{found.name}#{number + 1}"
         queue = Names(settings.namespace).queue(found.name)
         self.strikes = Strikes(settings.state_dir / f"{queue}.strikes.json")
@@ -46,6 +49,21 @@ class Slot:
     def is_ready(self) -> bool:
         """Whether its child consumes and can settle."""
         return self.child is not None and self.child.beat.is_ready
+
+    @property
+    def missing(self) -> str | None:
+        """What it still lacks to be ready, or None."""
+        child = self.child
+        if child is None:
+            return "refused; the log says why" if self.is_refused else "its process is down"
+        if not child.has_beaten:
+            return "its process is starting"
+        if child.beat.is_ready:
+            return None
+        lost = [role for role, stands in child.beat.connected.items() if not stands]
+        if lost:
+            return f"no connection to {' and '.join(lost)}"
+        return "it does not consume, or an outcome can't be settled"
 
     @property
     def beat(self) -> Beat:
@@ -61,7 +79,18 @@ class Slot:
             for figures in by_type.values()
         )
 
+    def continue_from(self, earlier: Slot) -> None:
+        """Count on from the slot that this one takes the place of."""
+        if earlier.child is not None:
+            earlier.retire()
+        self.ended_figures, self.restarts = earlier.ended_figures, earlier.restarts
+
     def end(self, reason: str) -> None:
+        """Let go of a child that ended without being told to."""
+        self.retire()
+        self.restarts[reason] += 1
+
+    def retire(self) -> None:
         """Keep the figures of a child that ended: a counter never goes backwards."""
         beat = self.beat
         self.was_ready = self.was_ready or (self.child is not None and self.child.was_ready)
@@ -70,12 +99,15 @@ class Slot:
         add_figures(kept["handled"], beat.handled)
         add_figures(kept["published"], beat.published)
         self.ended_figures, self.child = kept, None
-        self.last_messages = beat.messages or self.last_messages
-        self.restarts[reason] += 1
 
 
-def consumer_states(slots: Sequence[Slot]) -> dict[str, ConsumerState]:
-    """Return every consumer as it is now, its processes added up. Safe from any thread."""
+def consumer_states(
+    slots: Sequence[Slot], messages: Mapping[str, Mapping[str, int]]
+) -> dict[str, ConsumerState]:
+    """Return every consumer as it is now, its processes added up. Safe from any thread.
+
+    ``messages`` are those in its queues, by consumer and state.
+    """
     states: dict[str, ConsumerState] = {}
     for slot in slots:
         beat, ended_figures = slot.beat, slot.ended_figures
@@ -87,7 +119,8 @@ def consumer_states(slots: Sequence[Slot]) -> dict[str, ConsumerState]:
         add_figures(state.handled, beat.handled)
         add_figures(state.published, ended_figures["published"])
         add_figures(state.published, beat.published)
-        state.messages = beat.messages or slot.last_messages or state.messages
+        state.oldest_waiting_s = max(state.oldest_waiting_s, beat.oldest_waiting_s)
+        state.messages = messages.get(slot.found.name, {})
         state.connected = {
             role: stands and state.connected.get(role, True)
             for role, stands in (beat.connected or NOT_CONNECTED).items()
@@ -96,12 +129,17 @@ def consumer_states(slots: Sequence[Slot]) -> dict[str, ConsumerState]:
     return states
 
 
-def readiness(slots: Sequence[Slot]) -> dict[str, Any]:
-    """Return what ``/readyz`` answers. Safe from any thread."""
+def readiness(slots: Sequence[Slot], broken_modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what ``/readyz`` answers: who is not ready, and why. Safe from any thread."""
     consumers: dict[str, bool] = {}
+    reasons: dict[str, str] = {}
     for slot in slots:
-        consumers[slot.found.name] = consumers.get(slot.found.name, True) and slot.is_ready
-    return {"ready": bool(consumers) and all(consumers.values()), "consumers": consumers}
+        name, missing = slot.found.name, slot.missing
+        consumers[name] = consumers.get(name, True) and missing is None
+        if missing is not None:
+            reasons[slot.label] = missing
+    reasons |= dict.fromkeys(broken_modules, "can't be imported")
+    return {"ready": bool(consumers) and not reasons, "consumers": consumers, "not_ready": reasons}
 
 
 def end_reason(child: Child, status: int) -> str:

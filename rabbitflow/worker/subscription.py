@@ -123,8 +123,8 @@ class Subscription:
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 await self._channel.basic_cancel(tag)
 
-    async def check(self) -> int:
-        """Return how many messages wait in the queue, and notice when the broker forgot us.
+    async def check(self) -> None:
+        """Notice when the broker forgot us.
 
         A restarted or partitioned broker may keep the connection and lose the consumer.
 
@@ -137,16 +137,6 @@ class Subscription:
             raise NotFound(f"queue {self.queue} is gone")
         if self.is_consuming and not found.consumer_count:
             raise ConnectionLost(f"the broker knows no consumer on queue {self.queue}")
-        return found.message_count or 0
-
-    async def depth(self, queue: str) -> int:
-        """Return how many messages wait in a queue; 0 where there is no such queue.
-
-        Raises:
-            ConnectionLost: the connection is gone.
-        """
-        found = await self._look_at(queue)
-        return 0 if found is None else found.message_count or 0
 
     async def _look_at(self, queue: str) -> QueueCommands.DeclareOk | None:
         try:

@@ -18,6 +18,7 @@ from rabbitflow.errors import ConfigurationError
 from rabbitflow.observe.exposition import WorkerCollector
 from rabbitflow.observe.server import StatusServer
 from rabbitflow.settings import Settings, renewed
+from rabbitflow.worker.backlog import Backlog
 from rabbitflow.worker.discovery import Discovery, discover
 from rabbitflow.worker.notify import Notifier
 from rabbitflow.worker.process import (
@@ -92,6 +93,8 @@ class Supervisor:
         self.slots: list[Slot] = []
         self._notifier = notifier or Notifier(None)
         self._report = Report(self._notifier, lambda: self.slots, settings.stall_timeout_s)
+        self._broken: list[str] = []
+        self._backlog = Backlog(settings)
 
     @property
     def is_ready(self) -> bool:
@@ -144,6 +147,8 @@ class Supervisor:
             yield self._watch_files(file_watcher())
         if self._notifier.is_heard:
             yield self._report.run()
+        if self._settings.metrics_port:
+            yield self._backlog.watch(lambda: [slot.found for slot in self.slots])
 
     def _stop_after_defect(self, helper: asyncio.Task[None]) -> None:
         if not helper.cancelled() and (defect := helper.exception()) is not None:
@@ -156,13 +161,15 @@ class Supervisor:
         if not settings.metrics_port:
             return None
         registry = CollectorRegistry()
-        registry.register(WorkerCollector(lambda: consumer_states(self.slots)))
+        registry.register(
+            WorkerCollector(lambda: consumer_states(self.slots, self._backlog.messages))
+        )
         try:
             return StatusServer(
                 settings.metrics_host,
                 settings.metrics_port,
                 registry,
-                lambda: readiness(self.slots),
+                lambda: readiness(self.slots, self._broken),
             )
         except ConfigurationError as error:
             if "metrics_port" in settings.model_fields_set:
@@ -174,6 +181,7 @@ class Supervisor:
         discovery = await discover(self._plan.modules)
         self._on_discovered(discovery)
         self._report.discovered(discovery)
+        self._broken = [broken.module for broken in discovery.broken]
         for broken in discovery.broken:
             logger.error("module %s is not run: %s", broken.module, broken.error)
             if broken.traceback:
@@ -184,11 +192,16 @@ class Supervisor:
             logger.error("nothing to run until a file changes")
             await first_of(self._stopping, self._restarting, within_s=None)
             return EXIT_CONFIGURATION
-        self.slots = [
+        earlier = {slot.label: slot for slot in self.slots}
+        slots = [
             Slot(found, number, directory, self._settings)
             for found in discovery.consumers
             for number in range(self._plan.processes)
         ]
+        for slot in slots:
+            if slot.label in earlier:
+                slot.continue_from(earlier[slot.label])
+        self.slots = slots
         try:
             async with asyncio.TaskGroup() as group:
                 for slot in self.slots:

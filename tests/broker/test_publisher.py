@@ -197,7 +197,11 @@ async def test_what_was_announced_is_counted(publisher: Publisher) -> None:
     await publisher.publish("ORDER_PLACED", {})
     with pytest.raises(EventError):
         await publisher.publish("ORDER_PLACED", float("nan"))
-    assert publisher.metrics.figures()["ORDER_PLACED"]["outcomes"] == {"confirmed": 1}
+    assert publisher.metrics.figures()["ORDER_PLACED"]["outcomes"] == {
+        "confirmed": 1,
+        "unroutable": 0,
+        "failed": 0,
+    }
 
 
 def test_code_without_an_event_loop_publishes_from_many_threads(
