@@ -95,12 +95,16 @@ class Probe:
         if method is not None:
             self._channel.basic_reject(method.delivery_tag, requeue=requeue)
 
-    def tap(self, event_type: str) -> str:
+    def tap(self, event_type: str, arguments: dict[str, Any] | None = None) -> str:
         """Bind a queue of a foreign client to an event, and return its name."""
-        queue = f"{self.settings.namespace}.tap.{event_type}"
-        self._channel.queue_declare(queue, durable=True)
+        queue = self.tap_name(event_type)
+        self._channel.queue_declare(queue, durable=True, arguments=arguments)
         self._channel.queue_bind(queue, self.names.exchange(event_type))
         return queue
+
+    def tap_name(self, event_type: str) -> str:
+        """The queue of :meth:`tap`."""
+        return f"{self.settings.namespace}.tap.{event_type}"
 
     def declare_exchange(self, event_type: str) -> None:
         """Declare an event's exchange, as a worker would."""
@@ -129,7 +133,7 @@ class Probe:
         """Remove what an event of the namespace may have."""
         names = self.names
         self._channel.queue_delete(names.log(event_type))
-        self._channel.queue_delete(f"{self.settings.namespace}.tap.{event_type}")
+        self._channel.queue_delete(self.tap_name(event_type))
         self._channel.exchange_delete(names.exchange(event_type))
         self._channel.exchange_delete(names.control())
 

@@ -1,0 +1,373 @@
+"""What a real Prometheus sees of a worker is what was done to it, figure by figure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+from prometheus_client.parser import text_string_to_metric_families
+
+from rabbitflow import Event, Publisher, control
+from rabbitflow.settings import Settings
+from tests.harness.broker import Probe, remove_namespace
+from tests.harness.node import free_port
+from tests.harness.prometheus import Prometheus, Sample, panels
+from tests.harness.waiting import eventually
+from tests.harness.workers import Worker
+
+ORDERS, RIDES, DECLINED, GARBAGE, MISROUTED, KILLS = 60, 60, 5, 3, 7, 3
+DONE = {
+    "analytics": ORDERS + RIDES,
+    "driver": RIDES,
+    "inventory": ORDERS + 1,
+    "payment": ORDERS + RIDES - DECLINED,
+    "rating": RIDES,
+}
+MAILED = {"email": ORDERS, "notification": RIDES}
+DEAD = {"payment": DECLINED + GARBAGE, "inventory": GARBAGE, "analytics": GARBAGE, "email": GARBAGE}
+# Rides are announced later as well: two while nobody takes what payment says, one in a pause.
+LEFT = {"surge": MISROUTED + RIDES + 3, "rating": 1}
+SERVICES = (
+    "analytics",
+    "driver",
+    "email",
+    "inventory",
+    "notification",
+    "payment",
+    "rating",
+    "surge",
+)
+RUNNING = tuple(name for name in SERVICES if name != "surge")
+EVENT_TYPES = ("ORDER_PLACED", "RIDE_COMPLETED", "PAYMENT_COMPLETED")
+READY = 'rabbitflow_queue_messages{state="ready"}'
+DIED = 'rabbitflow_child_restarts_total{reason="died"}'
+WAITING_TO_RETRY = 'rabbitflow_queue_messages{state="retry"}'
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+METRICS = {
+    "rabbitflow_events_published_total": {"event_type", "outcome"},
+    "rabbitflow_publish_seconds": {"event_type"},
+    "rabbitflow_events_handled_total": {"consumer", "event_type", "outcome"},
+    "rabbitflow_handler_seconds": {"consumer", "event_type"},
+    "rabbitflow_event_age_seconds": {"consumer", "event_type"},
+    "rabbitflow_in_flight": {"consumer"},
+    "rabbitflow_oldest_waiting_seconds": {"consumer"},
+    "rabbitflow_queue_messages": {"consumer", "state"},
+    "rabbitflow_consumer_up": {"consumer"},
+    "rabbitflow_consumer_paused": {"consumer"},
+    "rabbitflow_child_restarts_total": {"consumer", "reason"},
+    "rabbitflow_broker_connected": {"consumer", "role"},
+    "rabbitflow_build_info": {"version"},
+}
+
+
+COUNTERS = (
+    "rabbitflow_events_handled_total",
+    "rabbitflow_events_published_total",
+    "rabbitflow_child_restarts_total",
+    "rabbitflow_handler_seconds_count",
+    "rabbitflow_event_age_seconds_bucket",
+)
+
+
+@pytest.fixture
+def swept(settings: Settings, probe: Probe) -> Iterator[Settings]:
+    """Settings without an event log, in a namespace that the test leaves empty."""
+    yield settings.model_copy(update={"event_log": False})
+    remove_namespace(settings, SERVICES, EVENT_TYPES)
+
+
+class Mailbox:
+    """Takes mails, or says that it is full and counts how often it did."""
+
+    def __init__(self) -> None:
+        self.is_full = True
+        self.refused = 0
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        if not self.is_full:
+            return "250 OK"
+        self.refused += 1
+        return "452 full"
+
+
+class Shop:
+    """The running services, seen from all sides.
+
+    Args:
+        worker: not started yet.
+        probe: the broker.
+        prometheus: scrapes the worker.
+        port: of the worker's status server.
+    """
+
+    def __init__(self, worker: Worker, probe: Probe, prometheus: Prometheus, port: int) -> None:
+        self.worker = worker
+        self.probe = probe
+        self.prometheus = prometheus
+        self.mailbox = Mailbox()
+        self._database = worker.directory / "effects.db"
+        self._port = port
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the services, and the mail server that two of them need."""
+        mails = Controller(self.mailbox, hostname="127.0.0.1", port=free_port())
+        mails.start()
+        self.worker.start(
+            modules=("workers",),
+            RABBITFLOW_METRICS_PORT=str(self._port),
+            RABBITFLOW_EVENT_LOG="false",
+            RABBITFLOW_DEMO_DB=str(self._database),
+            SMTP_URL=f"smtp://127.0.0.1:{mails.port}",
+        )
+        try:
+            yield
+        finally:
+            mails.stop()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """What the worker's status server answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}") as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def not_ready(self) -> dict[str, str]:
+        """Who keeps /readyz from being 200, and why."""
+        status, body = self.get("/readyz")
+        answer = json.loads(body)
+        assert (status == 200) == answer["ready"] == (not answer["not_ready"])
+        return answer["not_ready"]  # type: ignore[no-any-return]
+
+    def effects(self) -> dict[str, int]:
+        """How many events each service has done something about, in its own database."""
+        with closing(sqlite3.connect(self._database, timeout=30)) as connection:
+            query = "SELECT consumer, count(*) FROM effects GROUP BY consumer"
+            return dict(connection.execute(query).fetchall())
+
+    def pids(self) -> dict[str, int]:
+        """Who runs which consumer."""
+        return {name: self.worker.child(name).pid for name in RUNNING}
+
+    def by_consumer(self, query: str) -> dict[str, float]:
+        """What Prometheus has, without those for whom it is 0."""
+        found = self.prometheus.by("consumer", query)
+        return {name: value for name, value in found.items() if value}
+
+    def handled(self, outcome: str) -> dict[str, float]:
+        """How many events each consumer has handled with an outcome."""
+        selected = f'rabbitflow_events_handled_total{{outcome="{outcome}"}}'
+        return self.by_consumer(f"sum by (consumer) ({selected})")
+
+    def published(self, outcome: str) -> float:
+        """How many publishes of the services ended with an outcome."""
+        selected = f'rabbitflow_events_published_total{{outcome="{outcome}"}}'
+        return self.prometheus.query(f"sum({selected})")[0].value
+
+    def alerting(self) -> dict[str, set[str]]:
+        """Which alerts would fire once their time is over, and for whom."""
+        found: dict[str, set[str]] = {}
+        for alert, expression in self.prometheus.alerts().items():
+            for sample in self.prometheus.query(expression):
+                labels = sample.labels
+                whom = labels.get("consumer") or labels.get("event_type") or labels["instance"]
+                found.setdefault(alert, set()).add(whom)
+        return found
+
+
+def order(number: int) -> Event[Any]:
+    data = json.loads((EXAMPLES / "order.json").read_text())["data"]
+    changes = {"orderId": f"ORD-{number}", "amount": 200_000 if number < DECLINED else 5}
+    return Event(type="ORDER_PLACED", data={**data, **changes})
+
+
+def ride(number: int) -> Event[Any]:
+    data = json.loads((EXAMPLES / "ride.json").read_text())
+    return Event(type="RIDE_COMPLETED", data={**data, "rideId": f"R-{number}"})
+
+
+async def test_alerts_and_panels_show_what_was_injected(
+    worker: Worker, swept: Settings, probe: Probe, tmp_path: Path
+) -> None:
+    if shutil.which("prometheus") is None:
+        pytest.skip("no prometheus is installed: apt-get install prometheus")
+    port, nobody = free_port(), f"127.0.0.1:{free_port()}"
+    probe.declare_exchange("PAYMENT_COMPLETED")
+    probe.tap("PAYMENT_COMPLETED")
+    # surge is refused, because its queue has other arguments than it wants.
+    probe.declare_queue(probe.names.queue("surge"))
+    for _ in range(MISROUTED):
+        probe.publish("", probe.names.queue("surge"), b"{}")
+    with Prometheus(tmp_path / "prometheus", [f"127.0.0.1:{port}", nobody]) as prometheus:
+        shop = Shop(worker, probe, prometheus, port)
+        with shop.running():
+            async with Publisher(settings=swept) as publisher:
+                await worker.ready(*RUNNING)
+                await eventually(lambda: shop.by_consumer(READY) == {"surge": MISROUTED})
+                before = {
+                    "RabbitflowWorkerDown": {nobody},
+                    "RabbitflowConsumerAbsent": {"surge"},
+                    "RabbitflowBacklogNotHandled": {"surge"},
+                }
+                await eventually(lambda: shop.alerting() == before)
+                await load_is_counted(shop, publisher)
+                await kills_are_seen_and_touch_nobody_else(shop)
+                await failing_publishes_are_counted(shop, publisher)
+                await a_pause_is_seen(shop, publisher, swept)
+                after = {
+                    **before,
+                    "RabbitflowDeadLetters": set(DEAD),
+                    "RabbitflowEventsLate": {"inventory"},
+                    "RabbitflowRetryRatio": set(MAILED),
+                    "RabbitflowRestartLoop": {"driver"},
+                    "RabbitflowUnroutable": {"PAYMENT_COMPLETED"},
+                    "RabbitflowPublishFailing": {"PAYMENT_COMPLETED"},
+                    "RabbitflowConsumerPaused": {"rating"},
+                }
+                await eventually(lambda: shop.alerting() == after, what=f"{shop.alerting()}")
+                the_dashboard_shows_it(shop)
+        for counter in COUNTERS:
+            backwards = prometheus.query(f"max(resets({counter}[10m]))")
+            assert backwards[0].value == 0, counter
+
+
+async def load_is_counted(shop: Shop, publisher: Publisher) -> None:
+    """Orders and rides; some cards are declined, some bodies are none, and no mail goes out."""
+    await publisher.publish_many(order(number) for number in range(ORDERS))
+    await publisher.publish_many(ride(number) for number in range(RIDES))
+    names = shop.probe.names
+    for _ in range(GARBAGE):
+        shop.probe.publish(names.exchange("ORDER_PLACED"), "", b"not JSON")
+    hour_old = {"timestamp": datetime.now(UTC) - timedelta(hours=1)}
+    old = order(ORDERS).model_copy(update=hour_old)
+    shop.probe.publish("", names.queue("inventory"), old.encode())
+    await eventually(lambda: shop.handled("succeeded") == DONE, within_s=30, what=shop.worker.log())
+    assert shop.effects() == DONE
+    await eventually(lambda: shop.handled("dead_lettered") == DEAD)
+    assert {name: shop.probe.depth(names.dead(name)) for name in DEAD} == DEAD
+    await eventually(lambda: shop.by_consumer(WAITING_TO_RETRY).keys() == MAILED.keys())
+    shop.mailbox.is_full = False
+    await eventually(lambda: shop.handled("succeeded") == DONE | MAILED, within_s=30)
+    assert shop.effects() == DONE | MAILED
+    assert sum(shop.handled("retried").values()) == shop.mailbox.refused
+    assert shop.published("confirmed") == DONE["payment"]
+
+
+async def kills_are_seen_and_touch_nobody_else(shop: Shop) -> None:
+    """The process of driver is killed: it is down, not ready, and back."""
+    counted = shop.handled("succeeded")
+    others = shop.pids()
+    del others["driver"]
+    for kill in range(1, KILLS + 1):
+        shop.worker.child("driver").kill()
+        await eventually(lambda: shop.not_ready().get("driver") == "its process is down")
+        assert 'rabbitflow_consumer_up{consumer="driver"} 0.0' in shop.get("/metrics")[1]
+        assert shop.get("/healthz")[0] == 200
+        await eventually(lambda: shop.not_ready().keys() == {"surge"}, within_s=20)
+        await eventually(lambda kill=kill: shop.by_consumer(DIED) == {"driver": kill})
+    assert shop.pids().items() >= others.items()
+    assert shop.handled("succeeded") == counted
+
+
+async def failing_publishes_are_counted(shop: Shop, publisher: Publisher) -> None:
+    """Nobody takes what payment announces: first its queue is full, then there is none."""
+    paid = shop.published("confirmed")
+    tap = shop.probe.tap_name("PAYMENT_COMPLETED")
+    shop.probe.delete_queue(tap)
+    shop.probe.tap("PAYMENT_COMPLETED", {"x-max-length": 1, "x-overflow": "reject-publish"})
+    shop.probe.publish("", tap, b"full")
+    await publisher.publish_many(ride(RIDES + number) for number in range(2))
+    await eventually(lambda: shop.published("failed") >= 2)
+    shop.probe.delete_queue(tap)
+    await eventually(lambda: shop.published("unroutable") >= 2)
+    shop.probe.tap("PAYMENT_COMPLETED")
+    await eventually(lambda: shop.published("confirmed") == paid + 2, within_s=30)
+    failed = shop.published("failed") + shop.published("unroutable")
+    assert shop.handled("retried")["payment"] == failed
+
+
+async def a_pause_is_seen(shop: Shop, publisher: Publisher, settings: Settings) -> None:
+    """rating is paused; its queue keeps what comes."""
+    await control.pause("rating", settings)
+    await eventually(lambda: shop.by_consumer("rabbitflow_consumer_paused") == {"rating": 1})
+    await publisher.publish(ride(RIDES + 2))
+    await eventually(lambda: shop.by_consumer(READY) == LEFT)
+
+
+def the_dashboard_shows_it(shop: Shop) -> None:
+    """Every query of every panel is read, and answers; the figures are those that were made."""
+    shown: dict[str, list[Sample]] = {}
+    for panel in panels("1m"):
+        for query, _ in panel.queries:
+            samples = shop.prometheus.query(query)
+            assert samples, f"{panel.title} shows nothing: {query}"
+            shown[f"{panel.row}: {panel.title}"] = samples
+
+    def figure(panel: str) -> float:
+        (sample,) = shown[panel]
+        return sample.value
+
+    def figures(panel: str) -> dict[str, float]:
+        return {sample.labels["consumer"]: sample.value for sample in shown[panel]}
+
+    assert figures("In one look: Consumers") == {name: float(name != "surge") for name in SERVICES}
+    assert figures("In one look: Paused") == {"rating": 1}
+    assert figure("In one look: Dead letters") == sum(DEAD.values())
+    assert figure("In one look: Waiting") == sum(LEFT.values())
+    assert figure("In one look: Unroutable, 10 min") >= 2
+    dead = figures("Queues: Dead letters")
+    assert {name: count for name, count in dead.items() if count} == DEAD
+    assert figures("Queues: Processes started again")["driver"] >= KILLS
+    assert {sample.labels["outcome"] for sample in shown["Publishing: Published"]} >= {"confirmed"}
+
+
+async def test_metrics_have_the_names_and_labels_that_are_documented(
+    worker: Worker, publisher: Publisher
+) -> None:
+    port = free_port()
+    worker.module(
+        "payment",
+        """
+        payment = Consumer("payment")
+        @payment.on("ORDER_PLACED")
+        async def charge(event: Event, context: Context) -> None:
+            await context.publish("PAYMENT_COMPLETED", {})
+        """,
+    )
+    worker.start(RABBITFLOW_METRICS_PORT=str(port))
+    await worker.ready("payment")
+    await publisher.publish("ORDER_PLACED", {})
+
+    def shown() -> dict[str, set[str]]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            return names_and_labels(answer.read().decode())
+
+    await eventually(lambda: shown() == METRICS, what=f"{METRICS}")
+    documented = (Path(__file__).parents[2] / "docs/observability.md").read_text()
+    for name, labels in METRICS.items():
+        assert f"`{name}" in documented
+        assert all(f"`{label}`" in documented for label in labels)
+
+
+def names_and_labels(text: str) -> dict[str, set[str]]:
+    """What a worker shows, the histograms' own parts left out."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            name = family.name if family.type == "histogram" else sample.name
+            found.setdefault(name, set()).update(sample.labels.keys() - {"le"})
+    return found
