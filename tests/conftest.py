@@ -1,4 +1,4 @@
-"""A real RabbitMQ for every test that talks to one, and a namespace of its own for each."""
+"""Both brokers for every test that talks to one, and a namespace of its own for each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rabbitflow.store import EventStore
 from tests.harness import postgres
 from tests.harness.broker import Probe, remove_namespace
 from tests.harness.command import Command
+from tests.harness.embedded import embedded_broker
 from tests.harness.node import Broker, PrivateNode, answers_amqp, local_ctl, server_binary
 from tests.harness.workers import Worker
 
@@ -25,20 +26,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", metavar="FILE", help="Write the table of the fault suite.")
 
 
-@pytest.fixture(scope="session")
-def rabbitmq() -> Iterator[Broker]:
-    """RABBITFLOW_TEST_URL, else the RabbitMQ on localhost, else a private node."""
+PROCESSES = "about processes of the worker, which take seconds to run; on RabbitMQ only"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "only_on(broker, reason): the test is skipped on the other broker;"
+        " 'rabbitmq' or 'embedded'",
+    )
+    config.addinivalue_line("markers", "on_both: runs workers, and on both brokers all the same")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        broker = item.callspec.params.get("rabbitmq") if hasattr(item, "callspec") else None
+        only = item.get_closest_marker("only_on")
+        if only is not None and broker not in (None, only.args[0]):
+            item.add_marker(pytest.mark.skip(reason=only.kwargs["reason"]))
+        runs_workers = "worker" in getattr(item, "fixturenames", ())
+        if broker == "embedded" and runs_workers and not item.get_closest_marker("on_both"):
+            item.add_marker(pytest.mark.skip(reason=PROCESSES))
+
+
+@pytest.fixture(scope="session", params=["rabbitmq", "embedded"])
+def rabbitmq(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """Each broker in turn, so that the embedded one can't drift from RabbitMQ.
+
+    RabbitMQ is the one at RABBITFLOW_TEST_URL, else the one on localhost, else a private node. The
+    embedded broker is a process of its own.
+    """
     given = os.environ.get("RABBITFLOW_TEST_URL")
-    if given:
+    if request.param == "embedded":
+        with embedded_broker() as broker:
+            yield broker
+    elif given:
         yield Broker(given, None)
     elif answers_amqp("localhost", 5672):
         yield Broker(DEFAULT_URL, local_ctl())
     elif server_binary() is None:
-        pytest.exit(
-            "these tests need a RabbitMQ: apt-get install rabbitmq-server,"
-            " or set RABBITFLOW_TEST_URL",
-            returncode=3,
-        )
+        pytest.skip("NO RABBITMQ: apt-get install rabbitmq-server, or set RABBITFLOW_TEST_URL")
     else:
         node = PrivateNode()
         try:
@@ -57,6 +84,9 @@ def amqp_url(rabbitmq: Broker) -> str:
 @pytest.fixture
 def powerless(rabbitmq: Broker, settings: Settings) -> Iterator[Settings]:
     """The settings of a user who may read and write, and declare nothing."""
+    if rabbitmq.powerless_url is not None:
+        yield settings.model_copy(update={"url": SecretStr(rabbitmq.powerless_url)})
+        return
     if rabbitmq.ctl is None:
         pytest.skip("a user without permissions takes rabbitmqctl on the broker's own machine")
     user, password = settings.namespace or "", secrets.token_hex(8)

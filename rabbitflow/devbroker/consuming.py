@@ -191,7 +191,7 @@ class Consuming:
         consumers, self._consumers = self._consumers, {}
         for consumer, queue in consumers.values():
             queue.consumers.remove(consumer)
-        self._give_back(self._settle(0, multiple=True))
+        self._give_back(self._settle(0, multiple=True), is_lost=True)
         for consumer, queue in consumers.values():
             self._leave(consumer, queue)
 
@@ -221,13 +221,13 @@ class Consuming:
                 self._outstanding -= 1
         return settled
 
-    def _give_back(self, settled: list[Delivery]) -> None:
+    def _give_back(self, settled: list[Delivery], *, is_lost: bool = False) -> None:
         self._session.counters.returned += len(settled)
         queues: dict[Queue, list[Entry]] = {}
         for delivery in settled:
             queues.setdefault(delivery.queue, []).append(delivery.entry)
         for queue, entries in queues.items():
-            queue.give_back(entries)
+            queue.give_back(entries, is_lost=is_lost)
 
     def _leave(self, consumer: Consumer, queue: Queue) -> None:
         queue.consumers.remove(consumer)

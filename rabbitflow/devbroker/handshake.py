@@ -104,15 +104,16 @@ class Handshake:
         """Note the client's limits, which are not answered. Raises as :meth:`answer`."""
         if self._expected is not Connection.TuneOk:
             raise ConnectionRefusal(503, f"{method.name} is not what comes next")
-        frame_max = method.frame_max or FRAME_MAX
-        if not FRAME_MIN <= frame_max <= FRAME_MAX:
-            word = "low" if frame_max < FRAME_MIN else "high"
-            limit = FRAME_MIN if frame_max < FRAME_MIN else FRAME_MAX
-            raise ConnectionRefusal(
-                530, f"negotiated frame_max = {frame_max} is too {word} (limit is {limit})"
-            )
-        channel_max = min(method.channel_max or CHANNEL_MAX, CHANNEL_MAX)
-        self._tuned = Connection.TuneOk(channel_max, frame_max, method.heartbeat or 0)
+        for limit, asked, least, most in (
+            ("frame_max", method.frame_max or 0, FRAME_MIN, FRAME_MAX),
+            ("channel_max", method.channel_max or 0, 1, CHANNEL_MAX),
+        ):
+            # 0 asks for no limit at all, which is more than there is.
+            if asked and asked < least:
+                raise ConnectionRefusal(530, f"negotiated {limit} = {asked} is too low ({least})")
+            if not asked or asked > most:
+                raise ConnectionRefusal(530, f"negotiated {limit} = {asked} is too high ({most})")
+        self._tuned = method
         self._expected = Connection.Open
 
     def _log_in(self, method: Connection.StartOk) -> Method:

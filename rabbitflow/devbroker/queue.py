@@ -126,8 +126,13 @@ class MessageQueue:
             return
         self.unacked -= 1
 
-    def give_back(self, entries: Iterable[Entry]) -> None:
-        """Take messages back that were not handled; one returned too often dies."""
+    def give_back(self, entries: Iterable[Entry], *, is_lost: bool = False) -> None:
+        """Take messages back that were not handled; one returned too often dies.
+
+        Args:
+            entries: in the order in which they were handed out.
+            is_lost: their channel is gone; else a client returned them.
+        """
         limit = self.declared.policy.delivery_limit
         for entry in entries:
             self.unacked -= 1
@@ -137,11 +142,15 @@ class MessageQueue:
             if self._is_quorum and limit is not None and entry.returns > limit:
                 self._bury(self, entry.message, DELIVERY_LIMIT)
                 continue
+            self._bytes += len(entry.message.body)
+            if self._is_quorum and limit is None and not is_lost:
+                # So that a message which always fails does not keep the log from being truncated.
+                self._ready.append(entry)
+                continue
             # A classic queue puts a message back where it was; a quorum queue serves what came
             # back first, in the order in which it did.
             order = next(self._returns) if self._is_quorum else entry.position
             heapq.heappush(self._returned, (order, entry))
-            self._bytes += len(entry.message.body)
         self.pump()
         self._drop_expired(self._clock.now())
 

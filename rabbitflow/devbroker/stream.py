@@ -85,7 +85,7 @@ class Stream:
         """Make room for the next; the stream keeps the message."""
         self.unacked -= 1
 
-    def give_back(self, entries: Iterable[Entry]) -> None:
+    def give_back(self, entries: Iterable[Entry], *, is_lost: bool = False) -> None:
         """A consumer is gone; where it stood is its own to remember."""
         self.unacked -= sum(1 for _ in entries)
 

@@ -50,15 +50,17 @@ Ctl = Callable[..., str]
 
 @dataclass(frozen=True)
 class Broker:
-    """A RabbitMQ to test against.
+    """A broker to test against.
 
     Fields:
         url: where it listens.
         ctl: runs rabbitmqctl against it; None where that is not possible from here.
+        powerless_url: of a user who may declare nothing, where there is one already.
     """
 
     url: str
     ctl: Ctl | None
+    powerless_url: str | None = None
 
 
 def local_ctl() -> Ctl | None:
