@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types layers unit faults bench clean
+.PHONY: help demo test lint types layers unit faults bench deploy-test units clean
 
 help:  ## Show what can be done
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(STAMP)  ## Run all eight services and publish the two sample events
 	$(BIN)/python -m workers.demo
@@ -32,6 +32,17 @@ faults: $(STAMP)  ## Break brokers of our own under load (needs rabbitmq-server,
 
 bench: $(STAMP)  ## Measure: a caller that waits against one that announces
 	$(BIN)/python -m benchmarks.decoupling
+
+deploy-test: $(STAMP)  ## Boot a machine, run the units on it, kill, hang and upgrade them (root)
+	$(BIN)/pytest tests/deploy -s -v -m slow
+
+units: $(STAMP)  ## Write deploy/systemd anew, as `rabbitflow systemd --template` does
+	rm -rf build/etc
+	$(BIN)/rabbitflow systemd --template --venv /opt/rabbitflow/venv --directory /opt/rabbitflow \
+	  --output build/etc >/dev/null
+	rm -rf deploy/systemd && mkdir -p deploy
+	mv build/etc/systemd/system deploy/systemd
+	mv build/etc/sysusers.d build/etc/tmpfiles.d deploy/systemd
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

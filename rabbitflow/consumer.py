@@ -247,6 +247,12 @@ class Consumer:
             return self._upcasters
         return None
 
+    def longest_timeout_s(self) -> float | None:
+        """Return how long a handler may run at most, in seconds; None where one has no limit."""
+        limits = [handler.timeout_s for handler in self._handlers.values()]
+        bounded = [limit for limit in limits if limit is not None]
+        return max(bounded, default=None) if len(bounded) == len(limits) else None
+
     def retry_buckets_s(self) -> list[int]:
         """Return the retry buckets that the policies are seen to reach."""
         reached = {

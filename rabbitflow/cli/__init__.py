@@ -3,37 +3,96 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from rabbitflow._version import __version__
+from rabbitflow.errors import ConfigurationError
+
+EXIT_CONFIGURATION = 78
+
+
+class Named(NamedTuple):
+    """Where a command is, and what it does in one line: told here, so that nothing is imported to
+    list it, and an extra that is not installed is missed by its own commands only."""
+
+    path: str
+    does: str
+
 
 COMMANDS = {
-    "broker": "rabbitflow.cli.broker:broker",
-    "dlq": "rabbitflow.cli.dlq:dlq",
-    "pause": "rabbitflow.cli.control:pause",
-    "publish": "rabbitflow.cli.publish:publish",
-    "resume": "rabbitflow.cli.control:resume",
-    "store": "rabbitflow.cli.store:store",
-    "topology": "rabbitflow.cli.topology:topology",
-    "worker": "rabbitflow.cli.worker:worker",
+    "broker": Named(
+        "rabbitflow.cli.broker:broker",
+        "Run an AMQP 0-9-1 broker for development and tests.",
+    ),
+    "completion": Named(
+        "rabbitflow.cli.completion:completion",
+        "Print what makes SHELL complete commands and options.",
+    ),
+    "dlq": Named(
+        "rabbitflow.cli.dlq:dlq",
+        "Look at the dead letters of consumers, replay, mend, export and purge them.",
+    ),
+    "pause": Named(
+        "rabbitflow.cli.control:pause",
+        "Stop CONSUMER from taking events, on every host, until it is resumed.",
+    ),
+    "publish": Named(
+        "rabbitflow.cli.publish:publish",
+        "Announce that TYPE happened, and print its id once the broker has it safe.",
+    ),
+    "resume": Named(
+        "rabbitflow.cli.control:resume",
+        "Let CONSUMER take events again, on every host.",
+    ),
+    "store": Named(
+        "rabbitflow.cli.store:store",
+        "Look into an event store: history, state at a time, verification, export.",
+    ),
+    "systemd": Named(
+        "rabbitflow.cli.systemd:systemd",
+        "Write systemd units for workers, or say what installed ones lack.",
+    ),
+    "topology": Named(
+        "rabbitflow.cli.topology:topology",
+        "Show or declare the exchanges and queues that modules need.",
+    ),
+    "worker": Named(
+        "rabbitflow.cli.worker:worker",
+        "Run the consumers of modules, each in a process of its own.",
+    ),
 }
 
 
 class _Commands(click.Group):
-    """A group whose commands are imported when they are asked for, so that --help is quick."""
+    """A group whose commands are imported when they are called, so that --help is quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        path = COMMANDS.get(cmd_name)
-        if path is None:
+        named = COMMANDS.get(cmd_name)
+        if named is None:
             return None
-        module, _, name = path.partition(":")
-        command: Any = getattr(importlib.import_module(module), name)
+        module, _, name = named.path.partition(":")
+        try:
+            command: Any = getattr(importlib.import_module(module), name)
+        except ConfigurationError as error:
+            click.echo(f"rabbitflow: {error}", err=True)
+            ctx.exit(EXIT_CONFIGURATION)
         return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].does) for name in self.list_commands(ctx)])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command's name without importing any of them."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [CompletionItem(name, help=COMMANDS[name].does) for name in names] + options
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
+from rabbitflow.cli import EXIT_CONFIGURATION
 from rabbitflow.errors import ConfigurationError, EventError, RabbitflowError
 from rabbitflow.settings import Settings, load_settings
 
@@ -18,7 +19,6 @@ ResultT = TypeVar("ResultT")
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_CONFIGURATION = 78
 
 
 def broker_options(command: Callable[P, ResultT]) -> Callable[P, ResultT]:

@@ -26,13 +26,17 @@ DISCOVERY_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A consumer that a module defines, as far as a supervisor needs to know it."""
+    """A consumer that a module defines, as far as a supervisor needs to know it.
+
+    ``longest_timeout_s`` is that of its handlers; None where one may run without limit.
+    """
 
     name: str
     module: str
     event_types: tuple[str, ...]
     concurrency: int
     retry_buckets_s: tuple[int, ...]
+    longest_timeout_s: float | None
 
     def topology(self, settings: Settings) -> Topology:
         """What it needs on the broker."""
@@ -134,6 +138,7 @@ def _found(report: dict[str, Any]) -> Found:
         tuple(report["event_types"]),
         report["concurrency"],
         tuple(report["retry_buckets_s"]),
+        report["longest_timeout_s"],
     )
 
 
@@ -203,6 +208,7 @@ def _described(consumer: Consumer) -> dict[str, Any]:
             consumer.event_types,
             consumer.concurrency,
             tuple(consumer.retry_buckets_s()),
+            consumer.longest_timeout_s(),
         )
     )
 
