@@ -28,6 +28,7 @@ from rabbitflow.errors import (
 from rabbitflow.event import Event
 from rabbitflow.publisher import Publisher, SyncPublisher
 from rabbitflow.retry import Retry
+from rabbitflow.upcast import Upcasters
 
 if TYPE_CHECKING:
     from rabbitflow.store import EventStore
@@ -58,6 +59,7 @@ __all__ = [
     "SyncPublisher",
     "TopologyMismatch",
     "Unroutable",
+    "Upcasters",
     "__version__",
 ]
 

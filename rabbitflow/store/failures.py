@@ -13,8 +13,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from rabbitflow.errors import StoreError, StoreUnavailable
 
-_AGAIN = "append the same events again: what was stored is not stored twice"
-
 
 @contextmanager
 def store_failures(shown: object) -> Iterator[None]:
@@ -43,12 +41,12 @@ def store_failure(error: BaseException, shown: object) -> StoreError:
         )
     if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreUnavailable(
-            f"the store at {shown} is busy: another process holds its write lock; {_AGAIN}"
+            f"the store at {shown} is busy: another process holds its write lock"
         )
     if _code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
         return StoreUnavailable(f"the store at {shown} can't be opened or read: {said}")
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-        return StoreUnavailable(f"the store at {shown} can't be reached: {said}; {_AGAIN}")
+        return StoreUnavailable(f"the store at {shown} can't be reached: {said}")
     return StoreError(f"the store at {shown} refused: {said}")
 
 

@@ -6,12 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rabbitflow.errors import StoreError, StoreUnavailable
 from rabbitflow.store.bell import Bell
 from rabbitflow.store.recorded import Written
 from rabbitflow.store.selection import Dialect
 
 BATCH_APPENDS = 200
 """How many appends that came at the same time share one commit at most."""
+
+
+def unavailable(error: StoreError) -> StoreError:
+    """Return what an append raises for ``error``: where its outcome is unknown, what to do."""
+    if not isinstance(error, StoreUnavailable):
+        return error
+    return StoreUnavailable(
+        f"{error}; append the same events again: what was stored is not stored twice"
+    )
 
 
 @dataclass(frozen=True, slots=True)

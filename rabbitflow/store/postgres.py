@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from rabbitflow.errors import ConcurrencyError, DuplicateEvent, StoreUnavailable
 from rabbitflow.store.bell import Bell
 from rabbitflow.store.database import Database
 from rabbitflow.store.failures import store_failure, store_failures
-from rabbitflow.store.journal import BATCH_APPENDS, Append, Appended
+from rabbitflow.store.journal import BATCH_APPENDS, Append, Appended, unavailable
 from rabbitflow.store.recorded import moment
 from rabbitflow.store.selection import POSTGRES
 
@@ -36,6 +37,11 @@ _log = logging.getLogger(__name__)
 
 Outcome = Appended | Exception
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+def listener_name() -> str:
+    """What pg_stat_activity calls the connection of this process that hears of commits."""
+    return f"rabbitflow-store-listener-{os.getpid()}"
 
 
 class PostgresJournal:
@@ -132,18 +138,23 @@ class PostgresJournal:
 
     def _failure(self, error: Exception) -> Exception:
         if isinstance(error, TimeoutError):
-            return StoreUnavailable(
-                f"the store at {self._database.shown} did not commit within {TIMEOUT_S:g} s; append"
-                " the same events again: what was stored is not stored twice"
+            return unavailable(
+                StoreUnavailable(
+                    f"the store at {self._database.shown} did not commit within {TIMEOUT_S:g} s"
+                )
             )
-        return store_failure(error, self._database.shown)
+        return unavailable(store_failure(error, self._database.shown))
 
     async def _connected(self) -> Connection:
         if self._writer is None or self._writer.closed:
-            self._writer = await psycopg.AsyncConnection.connect(
-                self._database.conninfo, autocommit=True
-            )
+            self._writer = await self._connect(f"rabbitflow-store-writer-{os.getpid()}")
         return self._writer
+
+    async def _connect(self, name: str) -> Connection:
+        """Connect; ``name`` is what pg_stat_activity shows."""
+        return await psycopg.AsyncConnection.connect(
+            self._database.conninfo, autocommit=True, application_name=name
+        )
 
     async def _forget_writer(self) -> None:
         writer, self._writer = self._writer, None
@@ -185,9 +196,7 @@ class PostgresJournal:
         """Ring the bell for every commit that the server tells of; connect again when lost."""
         while True:
             try:
-                async with await psycopg.AsyncConnection.connect(
-                    self._database.conninfo, autocommit=True
-                ) as connection:
+                async with await self._connect(listener_name()) as connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
                     self.bell.ring()  # for what was committed before the LISTEN
                     async for _ in connection.notifies():

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
+from pydantic_core import ValidationError, from_json
 
-from rabbitflow.errors import EventError
-from rabbitflow.event import Event, to_body
+from rabbitflow.errors import EventError, StoreError
+from rabbitflow.event import Event, readable, to_body
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NO_HASH = bytes(32)
@@ -162,19 +162,31 @@ def chained(previous: bytes, version: int, content: bytes) -> bytes:
 
 
 def read(row: Sequence[Any]) -> Recorded:
-    """Return the event of a row."""
-    # By number, not by name: this runs once per event that is read.
-    event: Event[Any] = _validate(
-        {
-            "id": row[3],
-            "type": row[4],
-            "version": row[5],
-            "timestamp": EPOCH + timedelta(0, 0, row[6]),
-            "data": from_json(row[8]),
-            "source": row[9],
-            "correlation_id": row[10],
-            "causation_id": row[11],
-            "key": row[12],
-        }
-    )
-    return Recorded(event, row[1], row[2], row[0], EPOCH + timedelta(0, 0, row[7]), row[13])
+    """Return the event of a row.
+
+    Raises:
+        StoreError: the row is not one that the store wrote.
+    """
+    try:
+        # By number, not by name: this runs once per event that is read.
+        event: Event[Any] = _validate(
+            {
+                "id": row[3],
+                "type": row[4],
+                "version": row[5],
+                "timestamp": EPOCH + timedelta(0, 0, row[6]),
+                "data": from_json(row[8]),
+                "source": row[9],
+                "correlation_id": row[10],
+                "causation_id": row[11],
+                "key": row[12],
+            }
+        )
+        recorded_at = EPOCH + timedelta(0, 0, row[7])
+    except (ValueError, TypeError, OverflowError) as error:
+        said = readable(error) if isinstance(error, ValidationError) else error
+        raise StoreError(
+            f"the event at position {row[0]} is not as it was written ({said});"
+            " rabbitflow store verify says what was altered"
+        ) from error
+    return Recorded(event, row[1], row[2], row[0], recorded_at, row[13])

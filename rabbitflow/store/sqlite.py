@@ -14,7 +14,7 @@ from rabbitflow.errors import ConcurrencyError, DuplicateEvent, StoreError
 from rabbitflow.store.bell import Bell
 from rabbitflow.store.database import BUSY_TIMEOUT_S, SQLITE_PRAGMAS, Database
 from rabbitflow.store.failures import store_failure, store_failures
-from rabbitflow.store.journal import BATCH_APPENDS, Append, Appended
+from rabbitflow.store.journal import BATCH_APPENDS, Append, Appended, unavailable
 from rabbitflow.store.recorded import NO_HASH, chained
 from rabbitflow.store.selection import SQLITE
 
@@ -92,7 +92,14 @@ class SqliteJournal:
             connection = self._readers.pop() if self._readers else self._connect("query_only = ON")
             try:
                 return connection.execute(sql, parameters).fetchall()
+            except sqlite3.OperationalError as error:
+                if "decode" not in str(error):
+                    raise
+                # Somebody wrote bytes that are no text; they must be read to be found.
+                connection.text_factory = _decoded
+                return connection.execute(sql, parameters).fetchall()
             finally:
+                connection.text_factory = str
                 self._readers.append(connection)
 
     def _connect(self, *pragmas: str) -> sqlite3.Connection:
@@ -150,7 +157,7 @@ class SqliteJournal:
             return DuplicateEvent(f"an event of the append is already stored ({error})")
         if isinstance(error, StoreError):
             return error
-        return store_failure(error, self._database.shown)
+        return unavailable(store_failure(error, self._database.shown))
 
     def _transaction(
         self, connection: sqlite3.Connection, batch: Sequence[Append]
@@ -159,6 +166,10 @@ class SqliteJournal:
         outcomes = [append_rows(connection.cursor(), append) for append in batch]
         connection.execute("COMMIT")
         return outcomes
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode(errors="surrogateescape")
 
 
 def append_rows(cursor: Any, append: Append) -> Outcome:
