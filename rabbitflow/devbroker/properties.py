@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator, Mapping
 
-from pamqp import decode, encode
+from pamqp import encode
 
 _FLAGS = struct.Struct(">H")
 _SIZE = struct.Struct(">I")
@@ -24,6 +24,16 @@ _KINDS = "sstoossss8ssss"
 _HEADERS_FLAG = 1 << (_TOP - _HEADERS)
 _BEFORE_HEADERS = [1 << (_TOP - place) for place in range(_HEADERS)]
 _UNKNOWN_FLAGS = 0b11
+
+# Of the values in a table, by type (rabbitmq.com/amqp-0-9-1-errata, section 3).
+_FIXED_SIZES = {
+    **dict.fromkeys((b"V", b"\x00"), 0),
+    **dict.fromkeys((b"t", b"b", b"B"), 1),
+    **dict.fromkeys((b"s", b"u"), 2),
+    **dict.fromkeys((b"I", b"i", b"f"), 4),
+    b"D": 5,
+    **dict.fromkeys((b"l", b"L", b"d", b"T"), 8),
+}
 
 
 def long(number: int) -> bytes:
@@ -42,9 +52,13 @@ def sized(data: bytes) -> bytes:
 
 
 def check(raw: bytes) -> None:
-    """Raise ValueError where the properties are not exactly as long as they say."""
-    if _FLAGS.unpack_from(raw)[0] & _UNKNOWN_FLAGS or sum(map(len, _split(raw))) + 2 != len(raw):
+    """Raise ValueError where properties or headers are not exactly as long as they say."""
+    parts = _split(raw)
+    if _FLAGS.unpack_from(raw)[0] & _UNKNOWN_FLAGS or sum(map(len, parts)) + 2 != len(raw):
         raise ValueError("the properties are cut off, or followed by something else")
+    table = parts[_HEADERS]
+    if table and sum(len(entry) for _, entry in _entries(table)) + _SIZE.size != len(table):
+        raise ValueError("the headers are cut off")
 
 
 def with_number(raw: bytes, name: str, number: int) -> bytes:
@@ -123,6 +137,37 @@ def _entries(table: bytes) -> Iterator[tuple[str, bytes]]:
     at = _SIZE.size
     while at < len(table):
         end_of_name = at + 1 + table[at]
-        consumed, _ = decode.embedded_value(table[end_of_name:])
-        yield table[at + 1 : end_of_name].decode(), table[at : end_of_name + consumed]
-        at = end_of_name + consumed
+        end = _end_of_value(table, end_of_name, len(table))
+        yield table[at + 1 : end_of_name].decode(), table[at:end]
+        at = end
+
+
+def _end_of_value(data: bytes, at: int, limit: int) -> int:
+    """Return where the value ends whose type stands at ``at``; all of it is within ``limit``.
+
+    Raises:
+        ValueError: it is not. The codec takes what there is of a string that is cut off, and what
+            follows it in a table would be read as part of it.
+    """
+    if at >= limit:
+        raise ValueError("a value is missing")
+    kind = data[at : at + 1]
+    at += 1
+    fixed = _FIXED_SIZES.get(kind)
+    if fixed is not None:
+        end = at + fixed
+    else:
+        start = at + _SIZE.size
+        end = start + _SIZE.unpack_from(data, at)[0]
+        if kind in (b"A", b"F"):
+            _check_nested(data, start, min(end, limit), is_table=kind == b"F")
+        elif kind not in (b"S", b"x"):
+            raise ValueError(f"there is no type {kind!r}")
+    if end > limit:
+        raise ValueError("a value is cut off")
+    return end
+
+
+def _check_nested(data: bytes, at: int, end: int, *, is_table: bool) -> None:
+    while at < end:
+        at = _end_of_value(data, at + 1 + data[at] if is_table else at, end)
