@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from rabbitflow.broker import close, connect, lost_connections, throwaway_channel
 from rabbitflow.errors import RabbitflowError
+from rabbitflow.fallback import broker_or_embedded
 from rabbitflow.settings import Settings, load_settings
 from rabbitflow.topology import Names, Topology, control_topology, event_topology
 from rabbitflow.worker.discovery import discover
@@ -49,25 +50,14 @@ async def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rabbitflow-demo-") as directory:
         os.environ.setdefault("RABBITFLOW_DEMO_DB", str(Path(directory) / "effects.db"))
         try:
-            broker = await describe_broker(settings)
-            console.print(f"Broker: {broker}")
-            console.print("Starting the eight services: rabbitflow worker workers")
-            await _run(settings)
+            async with broker_or_embedded(settings, "rabbitflow demo") as broker:
+                console.print(f"Broker: {broker.description}")
+                console.print("Starting the eight services: rabbitflow worker workers")
+                await _run(broker.settings)
         except RabbitflowError as error:
             console.print(f"rabbitflow demo: {error}", style="red")
             return 1
     return 0
-
-
-async def describe_broker(settings: Settings) -> str:
-    """Return which broker answers. Raises BrokerUnavailable where none does."""
-    connection = await connect(settings, "rabbitflow demo")
-    try:
-        properties = connection.transport.connection.server_properties  # type: ignore[union-attr]
-        product, version = str(properties["product"]), str(properties["version"])
-        return f"{product} {version} at {settings.shown_url}"
-    finally:
-        await close(connection)
 
 
 async def _run(settings: Settings) -> None:
@@ -96,7 +86,7 @@ async def _run(settings: Settings) -> None:
 async def _command(settings: Settings, *arguments: str) -> asyncio.subprocess.Process:
     # The URL goes by the environment and never by argv, where everybody can read it.
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "RABBITFLOW_URL_FILE"},
         "RABBITFLOW_URL": settings.broker_url,
         "RABBITFLOW_NAMESPACE": settings.namespace or "",
     }
