@@ -140,6 +140,9 @@ async def publisher(settings: Settings, probe: Probe) -> AsyncIterator[Publisher
         yield publisher
 
 
+NO_POSTGRES = "NO POSTGRESQL: apt-get install postgresql or set RABBITFLOW_TEST_POSTGRES_URL"
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str | None]:
     """RABBITFLOW_TEST_POSTGRES_URL, else the PostgreSQL on localhost, else a private cluster, else
@@ -159,7 +162,7 @@ def postgres_server() -> Iterator[str | None]:
 def postgres_url(postgres_server: str | None) -> Iterator[str]:
     """A schema of the test's own on a real PostgreSQL."""
     if postgres_server is None:
-        pytest.skip("NO POSTGRESQL: apt-get install postgresql or set RABBITFLOW_TEST_POSTGRES_URL")
+        pytest.skip(NO_POSTGRES)
     with postgres.schema(postgres_server) as url:
         yield url
 
@@ -184,3 +187,14 @@ async def store(store_url: str) -> AsyncIterator[EventStore]:
 def rabbitflow(settings: Settings, tmp_path: Path) -> Command:
     """The command, in a directory of its own."""
     return Command(settings, tmp_path)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what was not tried, for want of a PostgreSQL."""
+    skipped = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple) and NO_POSTGRES in report.longrepr[2]
+    ]
+    if skipped:
+        terminalreporter.write_line(f"{NO_POSTGRES} ({len(skipped)} tests skipped)", red=True)

@@ -1,8 +1,8 @@
 """Draws the balance of an account over time, from its events.
 
-    pip install matplotlib
-    python -m examples.bank sqlite:///bank.db
-    python -m examples.bank.plot sqlite:///bank.db docs/images/balance.svg
+pip install matplotlib
+python -m examples.bank sqlite:///bank.db
+python -m examples.bank.plot sqlite:///bank.db docs/images/balance.svg
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def draw(events: list[Recorded], asked: Account, file: str) -> None:
         textcoords="offset points",
         color="tab:red",
     )
-    axes.set(title="account-1: the balance follows from the events", ylabel="₹", ylim=(-900, 19_500))
+    axes.set(
+        title="account-1: the balance follows from the events", ylabel="₹", ylim=(-900, 19_500)
+    )
     axes.xaxis.set_major_formatter(DateFormatter("%d %b"))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.spines["right"].set_visible(False)
