@@ -13,12 +13,16 @@ class Proxy:
 
     Attributes:
         swallows_answers: what the broker says does not reach the client.
+        is_silent: nothing passes either way, and no connection ends: it is half open.
+        delay_s: how long every piece is held before it is passed on, in seconds.
         refuses: new connections are closed at once.
         asked: every byte that clients sent, for counting what they asked for.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.swallows_answers = False
+        self.is_silent = False
+        self.delay_s = 0.0
         self.refuses = False
         self.asked = bytearray()
         self.port = 0
@@ -76,7 +80,9 @@ class Proxy:
             while data := await source.read(65536):
                 if not is_answer:
                     self.asked += data
-                if not (is_answer and self.swallows_answers):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                if not (self.is_silent or (is_answer and self.swallows_answers)):
                     sink.write(data)
                     await sink.drain()
         sink.transport.abort()

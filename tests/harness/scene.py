@@ -63,6 +63,8 @@ class Announcer:
         confirmed: event id to the time it was announced, of every publish that returned.
         refused: publishes that raised, by the name of the error.
         rate: orders per second.
+        slowest_s: the longest a publish took to return or raise, in seconds.
+        times: how often each is published, with one id.
     """
 
     settings: Settings
@@ -70,6 +72,7 @@ class Announcer:
     confirmed: dict[str, float] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
+    times: int = 1
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -102,7 +105,8 @@ class Announcer:
         event = Event[dict[str, int]](type=EVENT_TYPE, data={"number": number})
         at, began = time.time(), time.monotonic()
         try:
-            await publisher.publish(event)
+            for _ in range(self.times):
+                await publisher.publish(event)
             self.confirmed[event.id] = at
         except BrokerError as error:
             self.refused[type(error).__name__] += 1
@@ -147,6 +151,12 @@ class Scene:
         # A quorum queue younger than half a second does not survive a kill -9 of 3.10.8.
         async with self.announcer.running():
             await self.confirmed(SETTLED_AFTER)
+
+    async def begin_again(self) -> None:
+        """Start the worker once more, as whoever supervises it would."""
+        before = self.worker.said("payment consumes from queue")
+        self.worker.start()
+        await self.worker.ready(*CONSUMERS, times=before + 1)
 
     async def confirmed(self, more: int) -> None:
         """Wait until so many more events are confirmed: at a steady pace, so long a time passed."""

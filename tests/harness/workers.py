@@ -32,9 +32,12 @@ class Worker:
     Args:
         settings: broker, namespace and state directory.
         directory: where the package ``services`` is written, and the output kept.
+        prefix: a command that runs the command, such as ``unshare -m``.
     """
 
-    def __init__(self, settings: Settings, directory: Path) -> None:
+    def __init__(
+        self, settings: Settings, directory: Path, *, prefix: tuple[str, ...] = ()
+    ) -> None:
         self.settings = settings
         self.directory = directory
         self.output = directory / "worker.log"
@@ -42,6 +45,7 @@ class Worker:
         self._package = directory / "services"
         self._package.mkdir(exist_ok=True)
         (self._package / "__init__.py").touch()
+        self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
 
     def module(self, name: str, source: str) -> None:
@@ -67,7 +71,7 @@ class Worker:
         """Start the command."""
         with self.output.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rabbitflow", "worker", *modules, *options],
+                [*self._prefix, sys.executable, "-m", "rabbitflow", "worker", *modules, *options],
                 cwd=self.directory,
                 env=self.environment(**env),
                 stdout=log,
