@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -38,7 +39,7 @@ from rabbitflow.errors import (
     PublishTimeout,
     Unroutable,
 )
-from rabbitflow.settings import Settings
+from rabbitflow.settings import Settings, redact
 
 Channel = AbstractChannel
 Connection = AbstractConnection
@@ -71,11 +72,25 @@ _again = AsyncRetrying(
 async def connect(settings: Settings, name: str) -> Connection:
     """Open one connection. ``name`` is what RabbitMQ's own tools show for it.
 
+    Of several URLs each is tried once, in a random order: the clients of a cluster spread over its
+    nodes, and go on with another when theirs is gone.
+
     Raises:
-        BrokerUnavailable: no broker answers at the URL within ``settings.connect_timeout_s``.
+        BrokerUnavailable: no broker answers, each within ``settings.connect_timeout_s``.
         AccessRefused: one answers, and refuses the user or the virtual host.
     """
-    url = URL(settings.broker_url).update_query(heartbeat=str(settings.heartbeat_s))
+    *others, last = random.sample(settings.broker_urls, k=len(settings.broker_urls))
+    for url in others:
+        try:
+            return await _connect(url, settings, name)
+        except BrokerError as error:
+            logger.debug("going on with another node: %s", error)
+    return await _connect(last, settings, name)
+
+
+async def _connect(written: str, settings: Settings, name: str) -> Connection:
+    shown = redact(written)
+    url = URL(written).update_query(heartbeat=str(settings.heartbeat_s))
     try:
         async with asyncio.timeout(settings.connect_timeout_s):
             return await aio_pika.connect(
@@ -85,29 +100,27 @@ async def connect(settings: Settings, name: str) -> Connection:
             )
     except ProbableAuthenticationError as error:
         raise AccessRefused(
-            f"the broker at {settings.shown_url} refused the user name or the password;"
-            " check RABBITFLOW_URL"
+            f"the broker at {shown} refused the user name or the password; check RABBITFLOW_URL"
         ) from error
     except InvalidFrameError as error:
         # The client expects Connection.OpenOk; a broker that closes instead refuses the vhost.
         vhost = url.path.removeprefix("/") or "/"
         raise AccessRefused(
-            f"the broker at {settings.shown_url} refused the virtual host {vhost!r}: it does not"
+            f"the broker at {shown} refused the virtual host {vhost!r}: it does not"
             " exist, or this user may not use it"
         ) from error
     except ConnectionClosed as error:
         raise AccessRefused(
-            f"the broker at {settings.shown_url} closed the connection: {_reply_of(error)}"
+            f"the broker at {shown} closed the connection: {_reply_of(error)}"
         ) from error
     except TimeoutError as error:
         raise BrokerUnavailable(
-            f"no broker answers at {settings.shown_url} within {settings.connect_timeout_s:g} s;"
+            f"no broker answers at {shown} within {settings.connect_timeout_s:g} s;"
             " is RabbitMQ running there?"
         ) from error
     except (AMQPError, OSError) as error:
         raise BrokerUnavailable(
-            f"no broker answers at {settings.shown_url} ({_reply_of(error)});"
-            " is RabbitMQ running there?"
+            f"no broker answers at {shown} ({_reply_of(error)}); is RabbitMQ running there?"
         ) from error
 
 

@@ -28,7 +28,8 @@ class Settings(BaseSettings):
     """What a process needs to know of its surroundings. Every field reads ``RABBITFLOW_<NAME>``.
 
     Fields:
-        url: of the broker, ``amqp://`` or ``amqps://``; kept secret when printed.
+        url: of the broker, ``amqp://`` or ``amqps://``; of a cluster one for each node, separated
+            by white space, which are tried in a random order. Kept secret when printed.
         url_file: a file that holds the URL (systemd's ``LoadCredential=``); wins over ``url``.
         namespace: prefixes every name on the broker with ``<namespace>.``; none by default.
         queue_type: ``quorum`` (replicated, counts deliveries) or ``classic``.
@@ -87,15 +88,8 @@ class Settings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _is_amqp(cls, value: SecretStr) -> SecretStr:
-        written = value.get_secret_value()
-        try:
-            url = URL(written)
-        except ValueError:
-            url = URL()
-        # A bare / ? or # in a password ends the authority there, and the rest would be shown.
-        _, _, path, query, fragment = urlsplit(written)
-        strayed = "@" in path + query or fragment
-        if url.scheme not in ("amqp", "amqps") or not url.host or strayed:
+        written = value.get_secret_value().split()
+        if not written or not all(map(_is_broker_url, written)):
             raise ValueError(
                 "not a broker's URL; write amqp://user:password@host:5672/vhost,"
                 " with every / ? # @ and % inside a part percent-encoded"
@@ -112,13 +106,18 @@ class Settings(BaseSettings):
 
     @property
     def broker_url(self) -> str:
-        """The URL with its password, for the connection alone. Never print it."""
+        """The URL with its password, as it was written. Never print it."""
         return self.url.get_secret_value()
 
     @property
+    def broker_urls(self) -> tuple[str, ...]:
+        """The URL of each node with its password, for the connection alone. Never print them."""
+        return tuple(self.broker_url.split())
+
+    @property
     def shown_url(self) -> str:
-        """The URL without its password, for logs and errors."""
-        return redact(self.broker_url)
+        """The URLs without their password, for logs and errors."""
+        return ", ".join(map(redact, self.broker_urls))
 
     def as_order(self) -> dict[str, Any]:
         """Return the settings as JSON for a child process, the URL with its password."""
@@ -127,6 +126,17 @@ class Settings(BaseSettings):
             "url": self.broker_url,
             "database_url": self.database_url.get_secret_value(),
         }
+
+
+def _is_broker_url(written: str) -> bool:
+    try:
+        url = URL(written)
+    except ValueError:
+        return False
+    # A bare / ? or # in a password ends the authority there, and the rest would be shown.
+    _, _, path, query, fragment = urlsplit(written)
+    strayed = "@" in path + query or fragment
+    return url.scheme in ("amqp", "amqps") and bool(url.host) and not strayed
 
 
 def load_settings(**overrides: Any) -> Settings:

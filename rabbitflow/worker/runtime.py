@@ -356,7 +356,7 @@ class ConsumerRuntime:
                 return await self.handling.handle(delivery)
             finally:
                 if self._note is not None:
-                    self._note.clear()
+                    self._note.survived()
 
     async def _declare_or_verify(self, bucket_s: int | None = None) -> None:
         consumer, settings = self._consumer, self._settings

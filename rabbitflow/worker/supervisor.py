@@ -238,7 +238,9 @@ class Supervisor:
             self._report_end(slot, child, status)
             if self._is_ending():
                 return
-            if time.monotonic() - started_at > STEADY_AFTER_S or status == EXIT_REPLACE:
+            is_steady = time.monotonic() - started_at > STEADY_AFTER_S
+            # One bad event after the other is no crash loop: each is found, and set aside.
+            if is_steady or slot.note.has_progress or status == EXIT_REPLACE:
                 pause_s = FIRST_PAUSE_S
             await first_of(self._stopping, self._restarting, within_s=pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -43,9 +43,18 @@ class SuspectNote:
         noted = event_id.encode()[:_NOTE_BYTES]
         os.pwrite(self._file, noted.ljust(_NOTE_BYTES, b"\0"), 0)
 
-    def clear(self) -> None:
+    def survived(self) -> None:
         """Note that it ended, and the process with it did not."""
-        os.pwrite(self._file, b"\0" * _NOTE_BYTES, 0)
+        os.pwrite(self._file, b"\0" * _NOTE_BYTES + b"\1", 0)
+
+    def clear(self) -> None:
+        """Forget everything: a new process begins."""
+        os.pwrite(self._file, b"\0" * (_NOTE_BYTES + 1), 0)
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether an event that ran alone in this process ended before the process did."""
+        return os.pread(self._file, 1, _NOTE_BYTES) == b"\1"
 
     def read(self) -> str | None:
         """Return the id that was running alone, or None."""

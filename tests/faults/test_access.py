@@ -84,7 +84,7 @@ def test_other_arguments_of_a_queue_are_one_line(
     line = refused_at_start(settings, tmp_path)
     probe.remove_consumer("payment")
     probe.close()
-    assert "exists with x-queue-type = classic, wanted quorum" in line
+    assert f"queue {settings.namespace}.payment exists with x-" in line
     note("406 at start", "exit 78, one line")
 
 

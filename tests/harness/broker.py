@@ -24,7 +24,8 @@ class Probe:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.names = Names(settings.namespace)
-        self._connection = pika.BlockingConnection(pika.URLParameters(settings.broker_url))
+        nodes = [pika.URLParameters(url) for url in settings.broker_urls]
+        self._connection = pika.BlockingConnection(nodes)
         self._channel = self._connection.channel()
 
     def close(self) -> None:

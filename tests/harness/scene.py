@@ -209,6 +209,9 @@ class Scene:
             while any(open_ids.values()) and time.monotonic() < deadline:
                 await asyncio.sleep(0.2)
                 open_ids = missing()
+            if any(open_ids.values()):
+                # What a process holds is in no queue until it gives it back.
+                self.worker.stop()
             left = 0
             for name, ids in open_ids.items():
                 if not ids:

@@ -130,6 +130,12 @@ class Worker:
         assert self._process is not None
         return self._process.wait(within_s)
 
+    def stop(self) -> None:
+        """Stop it in order, where it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self.signal()
+            self.exit_code()
+
     def run_to_end(self, *options: str, modules: tuple[str, ...] = ("services",)) -> int:
         """Start it and wait for its end: for what is refused at start."""
         return self.start(*options, modules=modules).exit_code()

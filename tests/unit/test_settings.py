@@ -101,6 +101,14 @@ def test_no_password_however_odd_is_shown(password: str) -> None:
     assert "s3cret" not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
+def test_a_cluster_has_a_url_for_each_node_and_shows_no_password_of_any() -> None:
+    settings = load_settings(url="amqp://me:s3cret@one/\n amqps://me:s3cret@two:5671/shop\n")
+    assert settings.broker_urls == ("amqp://me:s3cret@one/", "amqps://me:s3cret@two:5671/shop")
+    assert settings.shown_url == "amqp://me@one/, amqps://me@two:5671/shop"
+    with pytest.raises(ConfigurationError, match="not a broker's URL"):
+        load_settings(url="amqp://one/ two:5672")
+
+
 def test_a_namespace_that_every_event_begins_with_is_refused() -> None:
     assert load_settings(namespace="").namespace is None
     with pytest.raises(ConfigurationError, match="it is no namespace"):

@@ -14,8 +14,11 @@ def test_a_note_is_read_by_another_process(tmp_path: Path) -> None:
     assert reader.read() == "event-1"
     writer.write("e")
     assert reader.read() == "e"
-    writer.clear()
+    writer.survived()
     assert reader.read() is None
+    assert reader.has_progress
+    writer.clear()
+    assert not reader.has_progress
     reader.close()
     assert not (tmp_path / "note").exists()
 
