@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -27,7 +29,7 @@ from aiormq.exceptions import (
     PublishError,
 )
 from pamqp.commands import Basic
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_never, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from yarl import URL
 
 from rabbitflow import fastpath
@@ -45,6 +47,9 @@ Channel = AbstractChannel
 Connection = AbstractConnection
 
 CLOSE_TIMEOUT_S = 5.0
+REFUSED_FOR_S = 5.0
+"""How long a message that the broker nacks is sent again: longer than an election of a leader."""
+KEPT_CHANNELS = 4
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +67,7 @@ class NotFound(BrokerError):
 
 
 # Random, so that the clients of a broker that restarts do not come back all at once.
-_again = AsyncRetrying(
-    stop=stop_never,
-    wait=wait_random_exponential(multiplier=0.1, max=3.0),
-    retry=retry_if_exception_type((ConnectionLost, BrokerUnavailable)),
-)
+_PAUSES = wait_random_exponential(multiplier=0.1, max=3.0)
 
 
 async def connect(settings: Settings, name: str) -> Connection:
@@ -150,10 +151,14 @@ async def throwaway_channel(connection: Connection, settings: Settings) -> Async
     try:
         yield channel
     finally:
-        if not channel.is_closed:
-            with lost_connections():
-                async with asyncio.timeout(settings.connect_timeout_s):
-                    await channel.close()
+        await _close_channel(channel, settings)
+
+
+async def _close_channel(channel: Channel, settings: Settings) -> None:
+    if not channel.is_closed:
+        with lost_connections():
+            async with asyncio.timeout(settings.connect_timeout_s):
+                await channel.close()
 
 
 async def close(connection: Connection) -> None:
@@ -206,6 +211,7 @@ class ConfirmedChannel:
         self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._confirms: fastpath.Confirms | None = None
+        self._retired: deque[Channel] = deque()
 
     @property
     def is_open(self) -> bool:
@@ -237,6 +243,8 @@ class ConfirmedChannel:
                 channel = await open_channel(connection, self._settings, confirms=True)
                 self._confirms = fastpath.confirms(connection, channel)
                 self._channel = channel
+                while len(self._retired) > KEPT_CHANNELS:
+                    await _close_channel(self._retired.popleft(), self._settings)
             except ConnectionLost:
                 # A connection that can't open a channel is of no use, even if it looks open.
                 await close(connection)
@@ -255,7 +263,10 @@ class ConfirmedChannel:
         """Publish one message, mandatory, and return when the broker has confirmed it.
 
         When the connection is lost before the confirm, the message is sent again, with the same
-        id, on a new one, until ``timeout_s`` seconds (``settings.publish_timeout_s``) are over.
+        id, on a new one, until ``timeout_s`` seconds (``settings.publish_timeout_s``) are over. One
+        that the broker nacks is sent again on another channel for ``REFUSED_FOR_S`` seconds: when
+        the leader of a quorum queue dies, RabbitMQ 3.10 goes on nacking on a channel that first met
+        the queue under its dead leader, for as long as that node is away.
 
         Raises:
             Unroutable: no queue took it.
@@ -267,9 +278,11 @@ class ConfirmedChannel:
         timeout_s = self._settings.publish_timeout_s if timeout_s is None else timeout_s
         sent = False
         last: BrokerError | None = None
+        began = time.monotonic()
 
         async def attempt() -> None:
             nonlocal sent, last
+            channel: Channel | None = None
             try:
                 channel = await self.open()
                 sent = True
@@ -277,14 +290,28 @@ class ConfirmedChannel:
             except (ConnectionLost, BrokerUnavailable) as error:
                 last = error
                 raise
+            except PublishRefused as error:
+                last = error
+                self._retire(channel)
+                raise
+
+        def is_passing(error: BaseException) -> bool:
+            if isinstance(error, PublishRefused):
+                return time.monotonic() - began < REFUSED_FOR_S
+            return isinstance(error, ConnectionLost | BrokerUnavailable)
 
         try:
             async with asyncio.timeout(timeout_s):
                 try:
                     await attempt()
-                except (ConnectionLost, BrokerUnavailable):
-                    await _again(attempt)
+                except (ConnectionLost, BrokerUnavailable, PublishRefused):
+                    again = AsyncRetrying(
+                        wait=_PAUSES, retry=retry_if_exception(is_passing), reraise=True
+                    )
+                    await again(attempt)
         except TimeoutError as error:
+            if isinstance(last, PublishRefused):
+                raise last from error
             if not sent:
                 raise last or BrokerUnavailable(
                     f"no broker answers at {self._settings.shown_url}"
@@ -295,9 +322,18 @@ class ConfirmedChannel:
                 f" message {properties.message_id} may still be delivered"
             ) from error
 
+    def _retire(self, channel: Channel | None) -> None:
+        """Use another channel from now on. What is in flight on this one is still answered, so the
+        latest few stay open."""
+        if channel is None or channel is not self._channel:
+            return
+        self._channel = None
+        self._retired.append(channel)
+
     async def close(self) -> None:
         """Close the connection. What was confirmed before is safe."""
         connection, self._connection, self._channel = self._connection, None, None
+        self._retired.clear()
         if connection is not None:
             await close(connection)
 

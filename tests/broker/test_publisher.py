@@ -17,6 +17,7 @@ from rabbitflow import (
     Event,
     EventError,
     Publisher,
+    PublishRefused,
     PublishTimeout,
     SyncPublisher,
     TopologyMismatch,
@@ -174,6 +175,27 @@ async def test_one_publisher_that_gives_up_does_not_fail_those_beside_it(
     )
     assert isinstance(outcomes[0], PublishTimeout | BrokerUnavailable)
     assert all(isinstance(outcome, Event) for outcome in outcomes[1:])
+
+
+async def test_what_the_broker_nacks_is_sent_again_and_then_refused(
+    publisher: Publisher, probe: Probe
+) -> None:
+    await publisher.publish("ORDER_PLACED", {"number": 0})
+    tap = probe.tap("ORDER_PLACED")
+    full = f"{probe.settings.namespace}.full"
+    probe.declare_queue(full, {"x-max-length": 1, "x-overflow": "reject-publish"})
+    probe.bind(full, "ORDER_PLACED")
+    try:
+        await publisher.publish("ORDER_PLACED", {"number": 1})
+        kept = asyncio.create_task(publisher.publish("ORDER_PLACED", {"number": 2}))
+        await eventually(lambda: probe.depth(tap) >= 3, what="it is sent again")
+        assert not kept.done()
+        probe.take(full)
+        await kept
+        with pytest.raises(PublishRefused, match="is a queue at its limit"):
+            await publisher.publish("ORDER_PLACED", {"number": 3})
+    finally:
+        probe.delete_queue(full)
 
 
 async def test_a_body_over_the_limit_is_refused_before_it_is_sent(publisher: Publisher) -> None:

@@ -115,6 +115,10 @@ class Probe:
         """Declare a durable queue."""
         self._channel.queue_declare(queue, durable=True, arguments=arguments)
 
+    def bind(self, queue: str, event_type: str) -> None:
+        """Bind a queue to an event's exchange."""
+        self._channel.queue_bind(queue, self.names.exchange(event_type))
+
     def delete_queue(self, queue: str) -> None:
         """Delete a queue, whoever uses it."""
         self._channel.queue_delete(queue)
