@@ -24,6 +24,9 @@ from tests.harness.workers import Worker
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", metavar="FILE", help="Write the table of the fault suite.")
+    parser.addoption(
+        "--processes-on-both", action="store_true", help="Run workers on the embedded broker too."
+    )
 
 
 PROCESSES = "about processes of the worker, which take seconds to run; on RabbitMQ only"
@@ -38,14 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "on_both: runs workers, and on both brokers all the same")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    everything = config.getoption("--processes-on-both")
     for item in items:
         broker = item.callspec.params.get("rabbitmq") if hasattr(item, "callspec") else None
         only = item.get_closest_marker("only_on")
         if only is not None and broker not in (None, only.args[0]):
             item.add_marker(pytest.mark.skip(reason=only.kwargs["reason"]))
         runs_workers = "worker" in getattr(item, "fixturenames", ())
-        if broker == "embedded" and runs_workers and not item.get_closest_marker("on_both"):
+        wanted = everything or item.get_closest_marker("on_both")
+        if broker == "embedded" and runs_workers and not wanted:
             item.add_marker(pytest.mark.skip(reason=PROCESSES))
 
 

@@ -27,11 +27,9 @@ from rabbitflow.devbroker.frames import (
 from rabbitflow.devbroker.handshake import HANDSHAKE_WITHIN_S, Agreed, Handshake
 from rabbitflow.devbroker.heartbeat import Heartbeat
 from rabbitflow.devbroker.replies import ChannelRefusal, ConnectionRefusal
+from rabbitflow.devbroker.sending import Sending
 from rabbitflow.devbroker.session import Faults, Session
 from rabbitflow.devbroker.vhost import VirtualHost
-
-MOST_UNSENT_BYTES = 1_048_576
-"""With so much on its way to a client it gets no further deliveries, until it has read some."""
 
 CLOSE_WITHIN_S = 5.0
 
@@ -70,18 +68,15 @@ class Connection(asyncio.Protocol):
         self._heartbeat: Heartbeat | None = None
         self._deadline: Timer | None = None
         self._is_closing = False
-        self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
-        self._flush: asyncio.Handle | None = None
-        self._is_paused = False
         self._transport: asyncio.Transport
+        self._sending: Sending
 
     # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(MOST_UNSENT_BYTES)
+        self._sending = Sending(self._transport, self._on_sent, self._on_congestion)
         self._around.connections.add(self)
         self._around.activity.counters.connections += 1
         self._end_unless_within(HANDSHAKE_WITHIN_S)
@@ -109,27 +104,29 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or was sent away."""
         self._around.connections.discard(self)
-        for timer in (self._deadline, self._heartbeat, self._flush):
-            if isinstance(timer, Heartbeat):
-                timer.stop()
-            elif timer is not None:
-                timer.cancel()
-        self._unsent.clear()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        self._sending.stop()
         self._release()
         self._around.activity.touch()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is sent to."""
-        self._is_paused = True
-        self._check_congestion()
+        self._sending.pause(is_paused=True)
 
     def resume_writing(self) -> None:
         """It has caught up."""
-        self._is_paused = False
-        self._check_congestion()
+        self._sending.pause(is_paused=False)
         self._around.activity.touch()
 
     # What the broker asks
+
+    def hush(self) -> None:
+        """Hand out nothing more here: what others give back is not for a connection that ends."""
+        if self.session is not None:
+            self.session.is_congested = True
 
     def abort(self) -> None:
         """Reset the connection, as a network that fails does."""
@@ -157,7 +154,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(PROTOCOL_HEADER)
                 self._end()
                 return b""
-            self._send(write_method(0, self._handshake.start()))
+            self._sending.send(write_method(0, self._handshake.start()))
         return data[missing:]
 
     def _receive(self, frame: Frame) -> None:
@@ -176,7 +173,7 @@ class Connection(asyncio.Protocol):
             return
         method = read_method(frame.payload)
         if isinstance(method, commands.Connection.Close):
-            self._send(write_method(0, commands.Connection.CloseOk()))
+            self._sending.send(write_method(0, commands.Connection.CloseOk()))
             self._end()
         elif isinstance(method, commands.Connection.CloseOk):
             self._end()
@@ -187,7 +184,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(method, commands.Connection.TuneOk):
             self._handshake.tune(method)
         else:
-            self._send(write_method(0, self._handshake.answer(method)))
+            self._sending.send(write_method(0, self._handshake.answer(method)))
             if self._handshake.agreed is not None:
                 self._open(self._handshake.agreed)
 
@@ -197,7 +194,7 @@ class Connection(asyncio.Protocol):
         self._reader.frame_max = agreed.frame_max
         self._channel_max = agreed.channel_max
         self.session = Session(
-            send=self._send,
+            send=self._sending.send,
             vhost=self._around.vhosts[agreed.vhost],
             user=agreed.user,
             users=self._around.users,
@@ -210,7 +207,7 @@ class Connection(asyncio.Protocol):
             self._heartbeat = Heartbeat(
                 self._around.heartbeat_clock,
                 agreed.heartbeat_s,
-                lambda: self._send(HEARTBEAT),
+                lambda: self._sending.send(HEARTBEAT),
                 self.abort,
             )
 
@@ -238,7 +235,7 @@ class Connection(asyncio.Protocol):
                 f" channel_max ({self._channel_max})",
             )
         self._channels[frame.channel] = Channel(session, frame.channel)
-        self._send(write_method(frame.channel, commands.Channel.OpenOk()))
+        self._sending.send(write_method(frame.channel, commands.Channel.OpenOk()))
 
     # The end
 
@@ -251,11 +248,12 @@ class Connection(asyncio.Protocol):
         self._release()
         if self._header in ACCEPTED_HEADERS:
             close = commands.Connection.Close(refusal.code, refusal.text, 0, 0)
-            self._send(write_method(0, close))
+            self._sending.send(write_method(0, close))
         self._end_unless_within(CLOSE_WITHIN_S)
 
     def _release(self) -> None:
         """Give back everything the client held, and delete what was its alone."""
+        self.hush()
         channels, self._channels = self._channels, {}
         for channel in channels.values():
             channel.release()
@@ -273,35 +271,18 @@ class Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         self._is_closing = True
-        self._send_now()
+        self._sending.flush()
         self._release()
         self._transport.close()
 
-    # Sending
-
-    def _send(self, data: bytes) -> None:
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
-        if self._flush is None:
-            self._flush = asyncio.get_running_loop().call_soon(self._send_now)
-        if self._unsent_bytes > MOST_UNSENT_BYTES:
-            self._check_congestion()
-
-    def _send_now(self) -> None:
-        self._flush = None
-        if not self._unsent or self._transport.is_closing():
+    def _on_congestion(self, is_congested: bool) -> None:
+        if self.session is None or self._is_closing or self._transport.is_closing():
             return
-        data, self._unsent, self._unsent_bytes = b"".join(self._unsent), [], 0
-        self._transport.write(data)
-        if self._heartbeat is not None:
-            self._heartbeat.sent()
-        self._check_congestion()
-
-    def _check_congestion(self) -> None:
-        if self.session is None:
-            return
-        was = self.session.is_congested
-        self.session.is_congested = self._is_paused or self._unsent_bytes > MOST_UNSENT_BYTES
-        if was and not self.session.is_congested:
+        self.session.is_congested = is_congested
+        if not is_congested:
             for channel in tuple(self._channels.values()):
                 channel.pump()
+
+    def _on_sent(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.sent()

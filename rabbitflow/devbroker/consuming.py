@@ -20,7 +20,7 @@ from rabbitflow.devbroker.replies import (
     precondition_failed,
 )
 from rabbitflow.devbroker.session import Session
-from rabbitflow.devbroker.vhost import Queue
+from rabbitflow.devbroker.stream import Queue
 
 _DELIVERY = struct.Struct(">Q?")
 _COUNT = struct.Struct(">I")

@@ -16,7 +16,8 @@ from rabbitflow.devbroker.clock import Clock, LoopClock
 from rabbitflow.devbroker.connection import Connection, Surroundings
 from rabbitflow.devbroker.queue import MessageQueue
 from rabbitflow.devbroker.session import Faults
-from rabbitflow.devbroker.vhost import Queue, VirtualHost
+from rabbitflow.devbroker.stream import Queue
+from rabbitflow.devbroker.vhost import VirtualHost
 
 GUEST = {"guest": User("guest")}
 STOP_WITHIN_S = 2.0
@@ -211,6 +212,8 @@ class DevBroker:
     def drop_connections(self) -> int:
         """Reset every connection, as a failing network does; return how many there were."""
         connections = tuple(self._around.connections)
+        for connection in connections:
+            connection.hush()
         for connection in connections:
             connection.abort()
         return len(connections)

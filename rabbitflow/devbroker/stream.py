@@ -11,7 +11,7 @@ from rabbitflow.devbroker.arguments import age_s
 from rabbitflow.devbroker.clock import Clock
 from rabbitflow.devbroker.consumer import Consumer, Consumers, Entry
 from rabbitflow.devbroker.message import Message
-from rabbitflow.devbroker.queue import Declaration
+from rabbitflow.devbroker.queue import Declaration, MessageQueue
 from rabbitflow.devbroker.replies import named, not_implemented, precondition_failed
 
 MOST_BYTES = 512 * 1024 * 1024
@@ -177,3 +177,7 @@ class Stream:
     @property
     def _named(self) -> str:
         return named("queue", self.name, self._vhost)
+
+
+Queue = MessageQueue | Stream
+"""What can be consumed from."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from rabbitflow.devbroker.activity import Counters
 from rabbitflow.devbroker.arguments import Policy, check_equal, inequivalent
+from rabbitflow.devbroker.burial import Burial
 from rabbitflow.devbroker.clock import Clock, Timer
-from rabbitflow.devbroker.deadletter import carbon_copies, completes_a_cycle, dead_letter
+from rabbitflow.devbroker.deadletter import carbon_copies
 from rabbitflow.devbroker.exchange import PREDECLARED, Binding, Destination, Exchange
 from rabbitflow.devbroker.message import Message
 from rabbitflow.devbroker.queue import Declaration, MessageQueue
@@ -21,12 +21,7 @@ from rabbitflow.devbroker.replies import (
     not_found,
     precondition_failed,
 )
-from rabbitflow.devbroker.stream import Stream
-
-Queue = MessageQueue | Stream
-
-HELD_AGAIN_AFTER_S = 1.0
-"""Dead letters that no queue took, at least once, are offered again after so long."""
+from rabbitflow.devbroker.stream import Queue, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +49,7 @@ class VirtualHost:
             name: Exchange(name, kind, durable=True) for name, kind in PREDECLARED.items()
         }
         self._counters = counters
-        self._deaths: deque[tuple[MessageQueue, Message, str]] = deque()
-        self._is_burying = False
-        self._holding: set[MessageQueue] = set()
-        self._again: Timer | None = None
+        self._burial = Burial(self.route, clock, counters)
         self._unused: dict[str, Timer] = {}
 
     # Looking things up
@@ -118,11 +110,11 @@ class VirtualHost:
         queue = (
             Stream(declared, self.name, self.clock)
             if policy.type == "stream"
-            else MessageQueue(declared, self.clock, self.bury)
+            else MessageQueue(declared, self.clock, self._burial.bury)
         )
         self.queues[name] = queue
         self.touch(queue)
-        self.offer_held()
+        self._burial.offer_held()
         return queue
 
     def delete_queue(self, queue: Queue) -> int:
@@ -136,7 +128,7 @@ class VirtualHost:
         self._unbind_everywhere(("queue", name))
         queue.delete()
         if isinstance(queue, MessageQueue):
-            self._holding.discard(queue)
+            self._burial.forget(queue)
         for consumer in queue.consumers:
             queue.consumers.remove(consumer)
             consumer.receiver.forget(consumer)
@@ -196,7 +188,7 @@ class VirtualHost:
                     403, f"exchange name '{wanted.name}' contains reserved prefix 'amq.*'"
                 )
             self.exchanges[wanted.name] = wanted
-            self.offer_held()
+            self._burial.offer_held()
             return
         for argument, received, has in (
             ("type", wanted.type, current.type),
@@ -216,7 +208,7 @@ class VirtualHost:
     def bind(self, exchange: str, binding: Binding) -> None:
         """Bind a destination to an exchange. Raises ChannelRefusal, 404."""
         self.exchange(exchange).bind(binding)
-        self.offer_held()
+        self._burial.offer_held()
 
     def unbind(self, exchange: str, binding: Binding) -> None:
         """Undo a binding; harmless where there is none."""
@@ -241,8 +233,9 @@ class VirtualHost:
         Raises:
             ChannelRefusal: 404, there is no such exchange.
         """
-        exchange = self.exchange(message.exchange)
-        queues = self._route(exchange, message)
+        queues = self.route(message)
+        if queues is None:
+            raise not_found("exchange", message.exchange, self.name)
         self._counters.published += 1
         if message.headers and "BCC" in message.headers:
             message = message.without("BCC")
@@ -251,7 +244,11 @@ class VirtualHost:
             taken = queue.publish(message) and taken
         return Outcome(bool(queues), taken)
 
-    def _route(self, exchange: Exchange, message: Message) -> list[Queue]:
+    def route(self, message: Message) -> list[Queue] | None:
+        """Return the queues a message goes to; None where its exchange is not there."""
+        exchange = self.exchanges.get(message.exchange)
+        if exchange is None:
+            return None
         headers = message.headers
         keys = [message.routing_key]
         if headers:
@@ -283,73 +280,6 @@ class VirtualHost:
             return [("queue", key)] if key in self.queues else []
         return list(source.matches(key, headers))
 
-    # Dead letters
-
-    def bury(self, queue: MessageQueue, message: Message, reason: str) -> None:
-        """Dead-letter a message, or drop it where its queue has no dead-letter exchange."""
-        self._deaths.append((queue, message, reason))
-        if self._is_burying:
-            return
-        # One after the other: a death that causes the next may do so a thousand times over.
-        self._is_burying = True
-        try:
-            while self._deaths:
-                self._bury(*self._deaths.popleft())
-        finally:
-            self._is_burying = False
-
-    def _bury(self, queue: MessageQueue, message: Message, reason: str) -> None:
-        policy = queue.declared.policy
-        self._counters.died[reason] += 1
-        if policy.dead_letter_exchange is None:
-            return
-        dead = dead_letter(
-            message,
-            queue=queue.name,
-            reason=reason,
-            exchange=policy.dead_letter_exchange,
-            routing_key=policy.dead_letter_routing_key,
-            now=self.clock.now(),
-        )
-        if self._pass_on(dead):
-            return
-        if policy.keeps_until_taken:
-            queue.held.append(dead)
-            self._hold(queue)
-
-    def _pass_on(self, dead: Message) -> bool:
-        """Publish a dead letter; return whether every queue it goes to has it."""
-        exchange = self.exchanges.get(dead.exchange)
-        if exchange is None:
-            return False
-        queues = self._route(exchange, dead)
-        ways = [queue for queue in queues if not completes_a_cycle(queue.name, dead)]
-        taken = bool(queues)
-        for queue in ways:
-            taken = queue.publish(dead) and taken
-        self._counters.dead_lettered += bool(ways) and taken
-        return taken
-
-    def _hold(self, queue: MessageQueue) -> None:
-        self._holding.add(queue)
-        if self._again is None:
-            at = self.clock.now() + HELD_AGAIN_AFTER_S
-            self._again = self.clock.call_at(at, self._offer_again)
-
-    def _offer_again(self) -> None:
-        self._again = None
-        self.offer_held()
-        if self._holding:
-            self._hold(next(iter(self._holding)))
-
-    def offer_held(self) -> None:
-        """Offer the dead letters that no queue took so far: one may be there now."""
-        for queue in tuple(self._holding):
-            while queue.held and self._pass_on(queue.held[0]):
-                queue.held.popleft()
-            if not queue.held:
-                self._holding.discard(queue)
-
     # Restart
 
     def forget_what_is_transient(self) -> None:
@@ -365,16 +295,14 @@ class VirtualHost:
         """Let no time pass: nothing expires while the broker is down."""
         for queue in self.queues.values():
             queue.suspend()
-        for timer in (*self._unused.values(), self._again):
-            if timer is not None:
-                timer.cancel()
+        for timer in self._unused.values():
+            timer.cancel()
         self._unused.clear()
-        self._again = None
+        self._burial.suspend()
 
     def resume(self) -> None:
         """Let time pass again, and expire what is due."""
         for queue in list(self.queues.values()):
             queue.reopen()
             self.touch(queue)
-        for queue in tuple(self._holding):
-            self._hold(queue)
+        self._burial.resume()

@@ -70,6 +70,14 @@ class Client:
         await self.declare(name, kind, **arguments)
         return name
 
+    async def dead_lettering(self, kind: str = "classic", **arguments: Any) -> tuple[str, str]:
+        """Declare a queue and the one its dead letters go to."""
+        dead = await self.queue("dead")
+        queue = await self.queue(
+            kind=kind, x_dead_letter_exchange="", x_dead_letter_routing_key=dead, **arguments
+        )
+        return queue, dead
+
     async def declare(
         self,
         name: str,

@@ -9,22 +9,13 @@ import pytest
 from tests.harness.amqp import Client, headers_of
 
 
-async def dead_lettering(client: Client, kind: str, **arguments: object) -> tuple[str, str]:
-    """A queue and the one its dead letters go to."""
-    dead = await client.queue("dead")
-    queue = await client.queue(
-        kind=kind, x_dead_letter_exchange="", x_dead_letter_routing_key=dead, **arguments
-    )
-    return queue, dead
-
-
 async def reject(client: Client, queue: str) -> None:
     message = await client.next(queue)
     await message.channel.basic_reject(message.delivery_tag or 0, requeue=False)
 
 
 async def test_a_death_is_written_down(client: Client, kind: str) -> None:
-    queue, dead = await dead_lettering(client, kind)
+    queue, dead = await client.dead_lettering(kind)
     await client.publish(
         queue, b"x", expiration="60000", message_id="m-1", headers={"mine": 1, "CC": ["nowhere"]}
     )
@@ -59,7 +50,7 @@ async def test_each_way_to_die_has_its_reason(client: Client, reason: str) -> No
         "rejected": {},
         "delivery_limit": {"x_delivery_limit": 0},
     }[reason]
-    queue, dead = await dead_lettering(client, "quorum", **arguments)
+    queue, dead = await client.dead_lettering("quorum", **arguments)
     await client.publish(queue, b"first")
     if reason == "maxlen":
         await client.publish(queue, b"second")
@@ -74,7 +65,7 @@ async def test_each_way_to_die_has_its_reason(client: Client, reason: str) -> No
 
 
 async def test_a_message_returned_too_often_dies(client: Client) -> None:
-    queue, dead = await dead_lettering(client, "quorum", x_delivery_limit=2)
+    queue, dead = await client.dead_lettering("quorum", x_delivery_limit=2)
     await client.publish(queue, b"x")
     for count in range(3):
         message = await client.next(queue)
@@ -85,7 +76,7 @@ async def test_a_message_returned_too_often_dies(client: Client) -> None:
 
 
 async def test_a_lost_channel_counts_as_a_delivery(client: Client) -> None:
-    queue, dead = await dead_lettering(client, "quorum", x_delivery_limit=1)
+    queue, dead = await client.dead_lettering("quorum", x_delivery_limit=1)
     await client.publish(queue, b"x")
     for _ in range(2):
         inbox = await client.consume(queue, prefetch=1)
@@ -95,7 +86,7 @@ async def test_a_lost_channel_counts_as_a_delivery(client: Client) -> None:
 
 
 async def test_dying_again_in_the_same_way_only_counts(client: Client, kind: str) -> None:
-    queue, dead = await dead_lettering(client, kind)
+    queue, dead = await client.dead_lettering(kind)
     await client.publish(queue, b"x")
     for turn in range(1, 4):
         await reject(client, queue)
@@ -164,7 +155,7 @@ AT_LEAST_ONCE = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "rejec
 
 
 async def test_at_least_once_hands_over_what_expires(client: Client) -> None:
-    queue, dead = await dead_lettering(client, "quorum", **AT_LEAST_ONCE)
+    queue, dead = await client.dead_lettering("quorum", **AT_LEAST_ONCE)
     for number in range(50):
         await client.publish(queue, b"%d" % number, expiration="50")
     assert sorted(await client.drain(dead, 50), key=int) == [b"%d" % n for n in range(50)]

@@ -10,36 +10,27 @@ from tests.harness.amqp import Client
 from tests.harness.waiting import eventually
 
 
-async def dead_lettering(client: Client, kind: str, **arguments: object) -> tuple[str, str]:
-    """A queue and the one its dead letters go to."""
-    dead = await client.queue("dead")
-    queue = await client.queue(
-        kind=kind, x_dead_letter_exchange="", x_dead_letter_routing_key=dead, **arguments
-    )
-    return queue, dead
-
-
 async def test_a_message_expires_by_its_own_wish(client: Client, kind: str) -> None:
-    queue, dead = await dead_lettering(client, kind)
+    queue, dead = await client.dead_lettering(kind)
     await client.publish(queue, b"x", expiration="50")
     assert await client.drain(dead, 1) == [b"x"]
     assert await client.depth(queue) == 0
 
 
 async def test_messages_expire_by_the_queue(client: Client, kind: str) -> None:
-    queue, dead = await dead_lettering(client, kind, x_message_ttl=50)
+    queue, dead = await client.dead_lettering(kind, x_message_ttl=50)
     await client.publish(queue, b"1", b"2", b"3")
     assert await client.drain(dead, 3) == [b"1", b"2", b"3"]
 
 
 async def test_the_shorter_of_both_holds(client: Client, kind: str) -> None:
-    queue, dead = await dead_lettering(client, kind, x_message_ttl=60_000)
+    queue, dead = await client.dead_lettering(kind, x_message_ttl=60_000)
     await client.publish(queue, b"x", expiration="50")
     assert await client.drain(dead, 1) == [b"x"]
 
 
 async def test_a_message_waits_behind_a_longer_lived_one(client: Client, kind: str) -> None:
-    queue, dead = await dead_lettering(client, kind)
+    queue, dead = await client.dead_lettering(kind)
     clock = await client.queue("clock", x_dead_letter_exchange="", x_dead_letter_routing_key=dead)
     await client.publish(queue, b"long", expiration="1500")
     await client.publish(queue, b"short", expiration="50")
@@ -49,7 +40,7 @@ async def test_a_message_waits_behind_a_longer_lived_one(client: Client, kind: s
 
 
 async def test_what_a_consumer_holds_does_not_expire(client: Client, kind: str) -> None:
-    queue, dead = await dead_lettering(client, kind)
+    queue, dead = await client.dead_lettering(kind)
     clock = await client.queue("clock", x_dead_letter_exchange="", x_dead_letter_routing_key=dead)
     await client.publish(queue, b"x", expiration="1000")
     message = await client.next(queue)

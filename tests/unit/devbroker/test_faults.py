@@ -20,9 +20,23 @@ async def test_dropped_connections_give_back_what_they_held(
     await client.publish(queue, b"1", b"2")
     async with connected(broker.url) as other:
         await (await other.consume(queue, prefetch=5)).has(2)
+        # It waits for its turn, and does not get it while its connection ends too.
+        await client.consume(queue, prefetch=5)
         assert broker.drop_connections() == 2
         await broker.until(lambda: broker.connections == 0)
-    assert [message.returns for message in broker.messages(queue)] == [1, 1]
+        assert [message.returns for message in broker.messages(queue)] == [1, 1]
+
+
+async def test_a_connection_that_ends_counts_one_delivery_whatever_its_channels(
+    broker: DevBroker, client: Client
+) -> None:
+    queue = await client.queue(kind="quorum", x_delivery_limit=5)
+    async with connected(broker.url) as other:
+        inboxes = [await other.consume(queue, prefetch=5) for _ in range(4)]
+        await client.publish(queue, b"x")
+        await broker.until(lambda: any(inbox.messages for inbox in inboxes))
+    (message,) = broker.messages(queue)
+    assert message.returns == 1
 
 
 async def test_held_confirms_are_sent_later(broker: DevBroker, client: Client) -> None:
