@@ -13,7 +13,7 @@ import pytest
 from rabbitflow.settings import Settings
 from tests.faults.conftest import Note
 from tests.harness.node import PrivateNode, answers_amqp, server_binary
-from tests.harness.scene import CONSUMERS, Scene
+from tests.harness.scene import Scene
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -54,12 +54,12 @@ def amqp_url(cluster: Cluster) -> str:
     return " ".join(node.url for node in cluster.values())
 
 
-def leader_of(cluster: Cluster, queue: str) -> PrivateNode:
-    """The node that leads a quorum queue."""
+def leader_of(cluster: Cluster, queue: str) -> PrivateNode | None:
+    """The node of ``cluster`` that leads a quorum queue, as its first node knows it."""
     ask = next(iter(cluster.values()))
     lines = ask.ctl("list_queues", "name", "leader", "--no-table-headers").splitlines()
     leaders = dict(line.split("\t") for line in lines if "\t" in line)
-    return cluster[leaders[queue]]
+    return cluster.get(leaders.get(queue, ""))
 
 
 async def test_a_leader_that_is_killed_is_replaced(
@@ -67,6 +67,7 @@ async def test_a_leader_that_is_killed_is_replaced(
 ) -> None:
     await scene.begin()
     leader = await asyncio.to_thread(leader_of, cluster, f"{settings.namespace}.rating")
+    assert leader is not None
     async with scene.announcer.running():
         await asyncio.to_thread(leader.kill)
         killed_at = time.time()
@@ -97,25 +98,21 @@ async def test_a_node_that_was_cut_off_and_comes_back_loses_nothing(
     scene: Scene, cluster: Cluster, settings: Settings, note: Note
 ) -> None:
     """A node that stands still is cut off for the others: they elect a leader among themselves."""
-    for node in cluster.values():
-        await asyncio.to_thread(node.ctl, "eval", "net_kernel:set_net_ticktime(5).")
     await scene.begin(None, RABBITFLOW_HEARTBEAT_S="2")
     scene.announcer.settings = scene.settings.model_copy(update={"heartbeat_s": 2})
     leader = await asyncio.to_thread(leader_of, cluster, f"{settings.namespace}.rating")
+    assert leader is not None
     others = {name: node for name, node in cluster.items() if node is not leader}
     async with scene.announcer.running():
         os.kill(leader.pid, signal.SIGSTOP)
         try:
             await eventually(
-                lambda: leader_of(others, f"{settings.namespace}.rating") is not leader,
+                lambda: leader_of(others, f"{settings.namespace}.rating") in others.values(),
                 within_s=60,
                 what="the others elect a leader",
             )
-        except KeyError:
-            pass
         finally:
             os.kill(leader.pid, signal.SIGCONT)
         recovery_s = await scene.consumes_again(time.time(), within_s=60)
     account = await scene.account()
     note("cluster: partition healed", "nothing lost", account, recovery_s)
-    assert set(CONSUMERS) == {"payment", "rating"}

@@ -135,6 +135,8 @@ class PrivateNode:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 "+sbwt none +sbwtdcpu none +sbwtdio none"
                 " -kernel inet_dist_use_interface {127,0,0,1}"
+                # A node of a cluster that is silent for so many seconds is taken for gone.
+                " -kernel net_ticktime 8"
             ),
         }
 
