@@ -28,7 +28,7 @@ unit: $(STAMP)  ## The tests that need no broker
 	$(BIN)/pytest tests/unit
 
 faults: $(STAMP)  ## Break brokers of our own under load (needs rabbitmq-server, minutes)
-	$(BIN)/pytest tests/faults -m "slow or not slow"
+	$(BIN)/pytest tests/faults -m "slow or not slow" -n 2 --dist loadfile
 
 bench: $(STAMP)  ## Measure: a caller that waits against one that announces
 	$(BIN)/python -m benchmarks.decoupling

@@ -40,7 +40,7 @@ def draw(events: list[Recorded], asked: Account, file: str) -> None:
         times.append(recorded.event.timestamp)
         amounts.append(state.balance)
         change = state.balance - before.balance
-        label = f"{change:+,}".replace("-", "−") if change else "opened"
+        label = f"{change:+,}".replace("-", "\N{MINUS SIGN}") if change else "opened"
         offset = (6, 6) if change >= 0 else (6, -14)
         axes.annotate(label, (times[-1], amounts[-1]), offset, textcoords="offset points")
     axes.step([*times, UNTIL], [*amounts, amounts[-1]], where="post", color="tab:blue")

@@ -19,7 +19,7 @@ from tests.harness.scene import CONSUMERS, EVENT_TYPE, Account, Scene
 from tests.harness.table import HEADINGS, Row, as_markdown
 from tests.harness.workers import Worker
 
-ROWS = pytest.StashKey[list[Row]]()
+ROW = "fault"
 
 Note = Callable[..., None]
 
@@ -93,8 +93,8 @@ def note(request: pytest.FixtureRequest) -> Note:
     def write(
         fault: str, promise: str, account: Account | None = None, recovery_s: float | None = None
     ) -> None:
-        rows = request.config.stash.setdefault(ROWS, [])
-        rows.append(Row(fault, promise, account, recovery_s))
+        # A property of the report, which also comes home from another process.
+        request.node.user_properties.append((ROW, Row(fault, promise, account, recovery_s).cells()))
         if account is not None:
             assert account.confirmed, "nothing was confirmed, so nothing was shown"
             assert account.lost == 0, f"{account.lost} of {account.confirmed} events are lost"
@@ -103,12 +103,19 @@ def note(request: pytest.FixtureRequest) -> Note:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    rows = terminalreporter.config.stash.get(ROWS, [])
+    rows = [
+        cells
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call"
+        for name, cells in report.user_properties
+        if name == ROW
+    ]
     if not rows:
         return
     table = Table(*HEADINGS, title="faults")
-    for row in rows:
-        table.add_row(*row.cells())
+    for cells in rows:
+        table.add_row(*cells)
     Console(width=170).print(table)
     target = terminalreporter.config.getoption("--faults-table")
     if target:

@@ -158,10 +158,10 @@ class Scene:
         self.worker.start()
         await self.worker.ready(*CONSUMERS, times=before + 1)
 
-    async def confirmed(self, more: int) -> None:
+    async def confirmed(self, more: int, *, within_s: float = 30.0) -> None:
         """Wait until so many more events are confirmed: at a steady pace, so long a time passed."""
         wanted = len(self.announcer.confirmed) + more
-        await eventually(lambda: len(self.announcer.confirmed) >= wanted, within_s=30)
+        await eventually(lambda: len(self.announcer.confirmed) >= wanted, within_s=within_s)
 
     def effects(self, consumer: str) -> Counter[str]:
         """How often a consumer handled each event."""
