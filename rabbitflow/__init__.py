@@ -26,8 +26,9 @@ from rabbitflow.errors import (
     Unroutable,
 )
 from rabbitflow.event import Event
-from rabbitflow.publisher import Publisher, SyncPublisher
+from rabbitflow.publisher import Publisher
 from rabbitflow.retry import Retry
+from rabbitflow.syncpublisher import SyncPublisher
 from rabbitflow.upcast import Upcasters
 
 if TYPE_CHECKING:

@@ -223,6 +223,11 @@ class ConfirmedChannel:
             and is_alive(self._connection)
         )
 
+    @property
+    def confirms(self) -> fastpath.Confirms | None:
+        """What the fast path publishes with; None where there is none, or no channel is open."""
+        return self._confirms if self.is_open else None
+
     async def connection(self) -> Connection:
         """Return the connection, opened if need be. Raises as :func:`connect`."""
         async with self._opening:

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import CancelledError as FutureCancelledError
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from pamqp.commands import Basic
 from pydantic import ValidationError
 
+from rabbitflow import fastpath
 from rabbitflow.broker import ConfirmedChannel, NotFound
 from rabbitflow.declaration import declare
 from rabbitflow.errors import EventError, PublishTimeout, Unroutable
 from rabbitflow.event import Event, readable
 from rabbitflow.observe.metrics import CONFIRMED, FAILED, UNROUTABLE, PublishMetrics
 from rabbitflow.observe.tracing import tracing
+from rabbitflow.pipeline import Pipeline
 from rabbitflow.settings import Settings, load_settings
 from rabbitflow.topology import Names, event_topology
 
 if TYPE_CHECKING:
     from rabbitflow.observe.spans import Spans
-
-ResultT = TypeVar("ResultT")
 
 CONTENT_TYPE = "application/json"
 PERSISTENT = 2
@@ -149,13 +148,7 @@ class Publisher:
             event = self._build(event, data, fields)
         elif data is not None or fields:
             raise TypeError("an Event is published as it is: give data and fields with a type")
-        body = event.encode()
-        if len(body) > self._settings.max_body_bytes:
-            raise EventError(
-                f"{event.type} is {len(body)} bytes as JSON, and the limit is"
-                f" {self._settings.max_body_bytes} (RABBITFLOW_MAX_BODY_BYTES);"
-                " publish where the data is kept instead"
-            )
+        body = self._encoded(event)
         began = time.perf_counter()
         outcome = FAILED
         try:
@@ -191,16 +184,29 @@ class Publisher:
         Raises:
             As :meth:`publish`, for the first that failed; what was confirmed stays announced.
         """
-        remaining = iter(events)
         count = 0
 
-        async def publish_next() -> None:
+        def note(event: Event[Any]) -> None:
             nonlocal count
+            count += 1
+            if on_confirmed is not None:
+                on_confirmed(event)
+
+        if fastpath.is_on() and self._tracing() is None:
+            await self._publish_pipelined(events, window, note)
+        else:
+            await self._publish_abreast(events, window, note)
+        return count
+
+    async def _publish_abreast(
+        self, events: Iterable[Event[Any]], window: int, note: Callable[[Event[Any]], None]
+    ) -> None:
+        remaining = iter(events)
+
+        async def publish_next() -> None:
             for event in remaining:
                 await self.publish(event)
-                count += 1
-                if on_confirmed is not None:
-                    on_confirmed(event)
+                note(event)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -208,7 +214,51 @@ class Publisher:
                     group.create_task(publish_next())
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
-        return count
+
+    async def _publish_pipelined(
+        self, events: Iterable[Event[Any]], window: int, note: Callable[[Event[Any]], None]
+    ) -> None:
+        pipeline: Pipeline | None = None
+
+        def confirmed(event: Event[Any], took_s: float) -> None:
+            self.metrics.ended(event.type, CONFIRMED, took_s)
+            note(event)
+
+        async def publish_with_care(event: Event[Any]) -> None:
+            await self.publish(event)
+            note(event)
+
+        async def mend(broken: Pipeline) -> None:
+            await broken.finish()
+            for event in broken.take_back():
+                await publish_with_care(event)
+
+        timeout_s = self._settings.publish_timeout_s
+        try:
+            for event in events:
+                if pipeline is not None and not pipeline.is_whole:
+                    await mend(pipeline)
+                    pipeline = None
+                if pipeline is None and self._channel.confirms is not None:
+                    pipeline = Pipeline(self._channel.confirms, window, timeout_s, confirmed)
+                if pipeline is None or not self._is_declared(event.type):
+                    await publish_with_care(event)
+                    continue
+                body, exchange = self._encoded(event), self._names.exchange(event.type)
+                if not await pipeline.send(event, exchange, body, properties_of(event)):
+                    await mend(pipeline)
+                    pipeline = None
+                    await publish_with_care(event)
+            if pipeline is not None:
+                await mend(pipeline)
+        except Exception:
+            if pipeline is not None:
+                # What is on its way is heard of first; the failure that is told is the first one.
+                with suppress(PublishTimeout):
+                    await pipeline.finish()
+                for event in pipeline.take_back():
+                    self.metrics.ended(event.type, FAILED, timeout_s)
+            raise
 
     async def close(self) -> None:
         """Close the connection. Events whose publish returned are safe."""
@@ -225,10 +275,24 @@ class Publisher:
         except ValidationError as error:
             raise EventError(readable(error)) from error
 
-    async def _announce(self, event: Event[Any], body: bytes, timeout_s: float | None) -> None:
+    def _encoded(self, event: Event[Any]) -> bytes:
+        body = event.encode()
+        if len(body) > self._settings.max_body_bytes:
+            raise EventError(
+                f"{event.type} is {len(body)} bytes as JSON, and the limit is"
+                f" {self._settings.max_body_bytes} (RABBITFLOW_MAX_BODY_BYTES);"
+                " publish where the data is kept instead"
+            )
+        return body
+
+    def _tracing(self) -> Spans | None:
         if not self._has_begun:
             self._has_begun, self._spans = True, tracing()
-        if self._spans is None:
+        return self._spans
+
+    async def _announce(self, event: Event[Any], body: bytes, timeout_s: float | None) -> None:
+        spans = self._tracing()
+        if spans is None:
             await self._send(event, body, timeout_s, None)
             return
         attributes: dict[str, str | int | bool] = {
@@ -237,7 +301,7 @@ class Publisher:
         }
         if event.correlation_id:
             attributes["messaging.message.conversation_id"] = event.correlation_id
-        with self._spans.publishing(self._names.exchange(event.type), attributes) as headers:
+        with spans.publishing(self._names.exchange(event.type), attributes) as headers:
             await self._send(event, body, timeout_s, headers)
 
     async def _send(
@@ -268,121 +332,27 @@ class Publisher:
                 " start a consumer first, or leave the event log on (RABBITFLOW_EVENT_LOG)"
             ) from None
 
-    async def _ensure_declared(self, event_type: str) -> None:
+    def _is_declared(self, event_type: str) -> bool:
         if not self._settings.declare:
+            return True
+        declaring = self._declared.get(event_type)
+        return (
+            declaring is not None
+            and declaring.done()
+            and not declaring.cancelled()
+            and declaring.exception() is None
+        )
+
+    async def _ensure_declared(self, event_type: str) -> None:
+        if self._is_declared(event_type):
             return
         declaring = self._declared.get(event_type)
-        if declaring is None or (
-            declaring.done() and (declaring.cancelled() or declaring.exception() is not None)
-        ):
+        if declaring is None or declaring.done():
             declaring = asyncio.create_task(self._declare(event_type))
             self._declared[event_type] = declaring
-        if not declaring.done():
-            # Shielded: one publisher that gives up must not fail those who wait beside it.
-            await asyncio.shield(declaring)
+        # Shielded: one publisher that gives up must not fail those who wait beside it.
+        await asyncio.shield(declaring)
 
     async def _declare(self, event_type: str) -> None:
         connection = await self._channel.connection()
         await declare(connection, event_topology(event_type, self._settings), self._settings)
-
-
-class SyncPublisher:
-    """The publisher for code without an event loop: Flask, Django, a script.
-
-    It runs an event loop in one daemon thread, started with the first publish, anew in a forked
-    child. Any number of threads may publish at once. Arguments and errors as :class:`Publisher`.
-
-    Attributes:
-        metrics: what it announced, as those of :class:`Publisher`.
-    """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        source: str | None = None,
-        settings: Settings | None = None,
-    ) -> None:
-
-        self.metrics = PublishMetrics()
-
-        def make() -> Publisher:
-            publisher = Publisher(url, source=source, settings=settings)
-            publisher.metrics = self.metrics
-            return publisher
-
-        make()  # a setting that does not fit is an error here, not with the first event
-        self._make = make
-        self._lock = threading.Lock()
-        self._pid: int | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._publisher: Publisher | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def publish(
-        self,
-        event: str | Event[Any],
-        data: Any = None,
-        *,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> Event[Any]:
-        """Announce what happened, and return it once confirmed (:meth:`Publisher.publish`)."""
-        publisher, loop = self._running()
-        return _wait(publisher.publish(event, data, timeout=timeout, **fields), loop)
-
-    def publish_many(self, events: Iterable[Event[Any]], *, window: int = 256) -> int:
-        """Announce many events and return their count (:meth:`Publisher.publish_many`)."""
-        publisher, loop = self._running()
-        return _wait(publisher.publish_many(events, window=window), loop)
-
-    def close(self) -> None:
-        """Close the connection and end the thread."""
-        with self._lock:
-            loop, publisher = self._loop, self._publisher
-            self._loop = self._publisher = None
-            if loop is None or publisher is None or self._pid != os.getpid():
-                return
-            _wait(publisher.close(), loop)
-            loop.call_soon_threadsafe(loop.stop)
-
-    def _running(self) -> tuple[Publisher, asyncio.AbstractEventLoop]:
-        with self._lock:
-            if self._pid != os.getpid() or self._loop is None or self._publisher is None:
-                self._pid = os.getpid()
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(
-                    target=_run, args=(self._loop,), name="rabbitflow-publisher", daemon=True
-                ).start()
-                self._publisher = _wait(self._made(), self._loop)
-            return self._publisher, self._loop
-
-    async def _made(self) -> Publisher:
-        return self._make()
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
-
-
-def _wait(work: Coroutine[Any, Any, ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:
-    try:
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
-    except FutureCancelledError as error:
-        raise PublishTimeout(
-            "the publisher was closed under a publish; the event may still be delivered"
-        ) from error

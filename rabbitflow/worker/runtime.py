@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Mapping
 
 from tenacity import (
@@ -29,6 +28,7 @@ from rabbitflow.worker.delivery import Delivery
 from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.gate import Gate
 from rabbitflow.worker.handling import Handling
+from rabbitflow.worker.inbox import Inbox
 from rabbitflow.worker.intake import Intake
 from rabbitflow.worker.process import Beat
 from rabbitflow.worker.settlement import Settlement
@@ -40,6 +40,7 @@ CHECK_EVERY_S = 10.0
 GIVE_UP_AFTER_S = 60.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
+TURN_AFTER_EVENTS = 16
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ class ConsumerRuntime:
         )
         self._retry_buckets_s = consumer.retry_buckets_s()
         self._gate = Gate()
-        self._inbox: deque[Delivery] = deque()
-        self._arrived = asyncio.Semaphore(0)
+        self._inbox = Inbox(asyncio.get_running_loop())
         self._unfinished = 0
         self._all_finished = asyncio.Event()
         self._all_finished.set()
@@ -317,14 +317,17 @@ class ConsumerRuntime:
             self._intake.trust()
         self._unfinished += 1
         self._all_finished.clear()
-        self._inbox.append(delivery)
-        self._arrived.release()
+        self._inbox.put(delivery)
 
     async def _work(self) -> None:
-        gate, intake = self._gate, self._intake
+        gate, intake, inbox = self._gate, self._intake, self._inbox
+        handled = 0
         while True:
-            await self._arrived.acquire()
-            delivery = self._inbox.popleft()
+            handled += 1
+            if not handled % TURN_AFTER_EVENTS:
+                # Handlers that never wait would keep acks, signals and signs of life waiting.
+                await asyncio.sleep(0)
+            delivery = await inbox.take()
             try:
                 if intake.is_paused or not intake.is_free:
                     await intake.admit()
