@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Generator
+from types import CoroutineType, coroutine
 from typing import Any
 
 from rabbitflow.errors import HandlerExit, HandlerTimeout
 from rabbitflow.signature import Signature, awaitable_result
+from rabbitflow.worker.threads import Threads
 
 
 class Execution:
@@ -22,8 +22,9 @@ class Execution:
     """
 
     def __init__(self, threads: int, on_hung_thread: Callable[[], None]) -> None:
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._loop = asyncio.get_running_loop()
+        self._thread_count = threads
+        self._threads: Threads | None = None
         self._on_hung_thread = on_hung_thread
 
     async def run(
@@ -41,8 +42,17 @@ class Execution:
         try:
             if not signature.is_async:
                 await self._in_thread(signature, timeout_s, event, context)
-            else:
-                await self._within(timeout_s, signature.call(event, context))
+                return
+            work = signature.call(event, context)
+            if timeout_s is None or not isinstance(work, CoroutineType):
+                await self._within(timeout_s, work)
+                return
+            began = self._loop.time()
+            try:
+                waits_for = work.send(None)
+            except StopIteration:
+                return  # it never waited, so there is nothing that a timer could have ended
+            await self._until(began + timeout_s, timeout_s, _rest_of(work, waits_for))
         except SystemExit as error:
             raise HandlerExit(f"the handler called sys.exit({error.code!r})") from error
         except asyncio.CancelledError as error:
@@ -54,9 +64,12 @@ class Execution:
     async def _within(self, timeout_s: float | None, work: Awaitable[Any]) -> None:
         if timeout_s is None:
             await work
-            return
+        else:
+            await self._until(self._loop.time() + timeout_s, timeout_s, work)
+
+    async def _until(self, deadline: float, timeout_s: float, work: Awaitable[Any]) -> None:
         try:
-            async with asyncio.timeout(timeout_s) as limit:
+            async with asyncio.timeout_at(deadline) as limit:
                 await work
         except TimeoutError as error:
             if limit.expired():
@@ -66,24 +79,40 @@ class Execution:
     async def _in_thread(
         self, signature: Signature, timeout_s: float | None, event: Any, context: Any
     ) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="rabbitflow-handler")
-        loop = asyncio.get_running_loop()
-        bound = contextvars.copy_context()
-        running = loop.run_in_executor(self._pool, bound.run, _call, signature, event, context)
-        done, _ = await asyncio.wait({running}, timeout=timeout_s)
-        if not done:
-            running.add_done_callback(_drop_late_outcome)
+        if self._threads is None:
+            self._threads = Threads(self._thread_count, self._loop)
+        running = self._threads.run(_call, signature, event, context)
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                result = await running
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
             self._on_hung_thread()
-            raise _timeout(timeout_s or 0.0)
-        awaitable = awaitable_result(running.result())
+            raise _timeout(timeout_s or 0.0) from error
+        awaitable = awaitable_result(result)
         if awaitable is not None:
             await self._within(timeout_s, awaitable)
 
     def close(self) -> None:
         """Let the threads end by themselves; hung ones are left behind."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.close()
+
+
+@coroutine
+def _rest_of(work: CoroutineType[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, None]:
+    """Run a coroutine on that has run up to its first wait, for ``waits_for``."""
+    try:
+        while True:
+            try:
+                sent = yield waits_for
+            except BaseException as error:
+                waits_for = work.throw(error)
+            else:
+                waits_for = work.send(sent)
+    except StopIteration:
+        return
 
 
 def _call(signature: Signature, event: Any, context: Any) -> Any:
@@ -96,9 +125,3 @@ def _call(signature: Signature, event: Any, context: Any) -> Any:
 
 def _timeout(timeout_s: float) -> HandlerTimeout:
     return HandlerTimeout(f"the handler ran longer than its time-out of {timeout_s:g} s")
-
-
-def _drop_late_outcome(running: asyncio.Future[Any]) -> None:
-    # The event was settled as timed out; what the thread brings later can't be used any more.
-    if not running.cancelled():
-        running.exception()
