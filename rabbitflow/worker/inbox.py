@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 
 from rabbitflow.worker.delivery import Delivery
 
@@ -21,6 +22,9 @@ class Inbox:
         self._waiting: deque[Delivery] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._is_waking = False
+
+    def __iter__(self) -> Iterator[Delivery]:
+        return iter(self._waiting)
 
     def put(self, delivery: Delivery) -> None:
         """Add a delivery."""
