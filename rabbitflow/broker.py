@@ -234,7 +234,11 @@ class ConfirmedChannel:
             return await self._connected()
 
     async def _connected(self) -> Connection:
-        if self._connection is None or not is_alive(self._connection):
+        if self._connection is not None and not is_alive(self._connection):
+            # Let go now, not in a task of the client's whenever the object is collected.
+            dead, self._connection = self._connection, None
+            await close(dead)
+        if self._connection is None:
             self._connection = await connect(self._settings, self._name)
         return self._connection
 
