@@ -33,6 +33,7 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from yarl import URL
 
 from rabbitflow import fastpath
+from rabbitflow.claims import Confirms, Returned
 from rabbitflow.errors import (
     AccessRefused,
     BrokerError,
@@ -210,7 +211,7 @@ class ConfirmedChannel:
         self._opening = asyncio.Lock()
         self._connection: Connection | None = None
         self._channel: Channel | None = None
-        self._confirms: fastpath.Confirms | None = None
+        self._confirms: Confirms | None = None
         self._retired: deque[Channel] = deque()
 
     @property
@@ -224,7 +225,7 @@ class ConfirmedChannel:
         )
 
     @property
-    def confirms(self) -> fastpath.Confirms | None:
+    def confirms(self) -> Confirms | None:
         """What the fast path publishes with; None where there is none, or no channel is open."""
         return self._confirms if self.is_open else None
 
@@ -234,10 +235,10 @@ class ConfirmedChannel:
             return await self._connected()
 
     async def _connected(self) -> Connection:
-        if self._connection is not None and not is_alive(self._connection):
-            # Let go now, not in a task of the client's whenever the object is collected.
-            dead, self._connection = self._connection, None
-            await close(dead)
+        dead = self._connection
+        if dead is not None and not is_alive(dead):
+            self._connection = None
+            await close(dead)  # now, not in a task of the client's when the object is collected
         if self._connection is None:
             self._connection = await connect(self._settings, self._name)
         return self._connection
@@ -349,7 +350,7 @@ class ConfirmedChannel:
 
 async def _publish(
     channel: Channel,
-    confirms: fastpath.Confirms | None,
+    confirms: Confirms | None,
     exchange: str,
     routing_key: str,
     body: bytes,
@@ -357,38 +358,28 @@ async def _publish(
 ) -> None:
     with lost_connections():
         try:
-            if confirms is None:
-                await channel.basic_publish(
-                    body,
-                    exchange=exchange,
-                    routing_key=routing_key,
-                    properties=properties,
-                    mandatory=True,
-                )
-            else:
+            if confirms is not None:
                 await confirms.publish(exchange, routing_key, body, properties)
-        except (
-            PublishError,
-            DeliveryError,
-            fastpath.Returned,
-            fastpath.Nacked,
-            ChannelNotFoundEntity,
-            ChannelAccessRefused,
-        ) as error:
-            raise _refusal(error, exchange, routing_key, properties.message_id) from error
+                return
+            await channel.basic_publish(
+                body,
+                exchange=exchange,
+                routing_key=routing_key,
+                properties=properties,
+                mandatory=True,
+            )
+        except (Returned, DeliveryError, ChannelNotFoundEntity, ChannelAccessRefused) as no:
+            raise _refusal(no, exchange, routing_key, properties.message_id) from no
 
 
 def _refusal(
     error: Exception, exchange: str, routing_key: str, message_id: str | None
 ) -> BrokerError:
     """Say in our words why the broker did not keep a message."""
-    if isinstance(error, PublishError | fastpath.Returned):
-        return Unroutable(
-            f"no queue is bound to exchange {exchange!r}"
-            if exchange
-            else f"there is no queue {routing_key!r}"
-        )
-    if isinstance(error, DeliveryError | fastpath.Nacked):
+    if isinstance(error, PublishError | Returned):
+        nobody = f"no queue is bound to exchange {exchange!r}"
+        return Unroutable(nobody if exchange else f"there is no queue {routing_key!r}")
+    if isinstance(error, DeliveryError):
         return PublishRefused(
             f"the broker refused to keep message {message_id}"
             f" (exchange {exchange!r}, routing key {routing_key!r}): is a queue at its limit?"

@@ -10,9 +10,9 @@ from typing import Any
 
 from pamqp.commands import Basic
 
+from rabbitflow.claims import Confirms
 from rabbitflow.errors import PublishTimeout
 from rabbitflow.event import Event
-from rabbitflow.fastpath import Confirms
 
 Confirmed = Callable[[Event[Any], float], None]
 

@@ -17,6 +17,8 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from rabbitflow import fastpath
+from rabbitflow.claims import Confirms, Deliveries, Returned
+from rabbitflow.stream import Stream
 from rabbitflow.wire import Content
 
 OURS, THEIRS = 1, 2
@@ -89,8 +91,8 @@ def test_for_any_chunking_deliveries_are_taken_whole_and_the_rest_is_handed_on(
 ) -> None:
     async def scenario() -> None:
         taken: list[tuple[Any, ...]] = []
-        stream = fastpath.Stream(asyncio.get_running_loop())
-        fastpath.Deliveries(stream, None, Channel(), lambda *parts: taken.append(parts))  # type: ignore[arg-type]
+        stream = Stream(asyncio.get_running_loop())
+        Deliveries(stream, None, Channel(), lambda *parts: taken.append(parts))  # type: ignore[arg-type]
         plain = asyncio.StreamReader()
         sent = b""
         for number in range(max(len(given_bodies), len(others))):
@@ -125,7 +127,7 @@ def test_what_is_no_frame_is_judged_by_the_client_library(
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         for sent in (b"".join(others) + before + after, b"AMQP\0\0\x09\1" + after, after):
-            stream, plain = fastpath.Stream(loop), asyncio.StreamReader()
+            stream, plain = Stream(loop), asyncio.StreamReader()
             feed(stream, sent, sizes)
             feed(plain, sent, sizes)
             assert await frames_of(stream) == await frames_of(plain)
@@ -139,8 +141,8 @@ async def test_a_busy_connection_shows_the_client_library_signs_of_life(
     loop = asyncio.get_running_loop()
     now = 100.0
     monkeypatch.setattr(loop, "time", lambda: now)
-    stream = fastpath.Stream(loop)
-    fastpath.Deliveries(stream, None, Channel(), lambda *parts: None)  # type: ignore[arg-type]
+    stream = Stream(loop)
+    Deliveries(stream, None, Channel(), lambda *parts: None)  # type: ignore[arg-type]
     for _ in range(50):
         now += 0.1
         stream.feed_data(b"".join(message(1, b"{}", OURS, 10)))
@@ -181,8 +183,8 @@ def test_every_publish_is_told_its_own_end_exactly_once(
 ) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        stream, channel, writer = fastpath.Stream(loop), PublishingChannel(), Written()
-        publishing = fastpath.Confirms(stream, writer, channel, loop)  # type: ignore[arg-type]
+        stream, channel, writer = Stream(loop), PublishingChannel(), Written()
+        publishing = Confirms(stream, writer, channel, loop)  # type: ignore[arg-type]
         told: dict[int, list[BaseException | None]] = {tag: [] for tag in range(1, 13)}
         for tag, replies in told.items():
             publishing.send("", "q", b"{}", Basic.Properties(message_id=str(tag)), replies.append)
@@ -199,7 +201,7 @@ def test_every_publish_is_told_its_own_end_exactly_once(
             stream.feed_data(frame.marshal(kind(tag, multiple), OURS))
             for covered in open_tags if multiple else [tag]:
                 if covered <= tag:
-                    expected[covered] = "Nacked" if is_nack else "NoneType"
+                    expected[covered] = "DeliveryError" if is_nack else "NoneType"
         channel.closing.set_exception(AMQPConnectionError("gone"))
         await asyncio.sleep(0)
         for tag, replies in told.items():
@@ -214,8 +216,8 @@ def test_every_publish_is_told_its_own_end_exactly_once(
 
 async def test_a_returned_message_is_told_apart_by_its_id() -> None:
     loop = asyncio.get_running_loop()
-    stream, channel = fastpath.Stream(loop), PublishingChannel()
-    publishing = fastpath.Confirms(stream, Written(), channel, loop)  # type: ignore[arg-type]
+    stream, channel = Stream(loop), PublishingChannel()
+    publishing = Confirms(stream, Written(), channel, loop)  # type: ignore[arg-type]
     told: dict[str, list[BaseException | None]] = {"a": [], "b": [], "c": []}
     for message_id, replies in told.items():
         properties = Basic.Properties(message_id=message_id)
@@ -229,7 +231,7 @@ async def test_a_returned_message_is_told_apart_by_its_id() -> None:
     ]
     stream.feed_data(b"".join(frame.marshal(part, OURS) for part in returned))
     assert told["a"] == told["c"] == [None]
-    assert isinstance(told["b"][0], fastpath.Returned)
+    assert isinstance(told["b"][0], Returned)
 
 
 async def _sent(data: bytes) -> list[str | None]:
