@@ -44,28 +44,6 @@ def properties_of(event: Event[Any], headers: dict[str, Any] | None = None) -> B
     )
 
 
-def copied_properties(
-    given: Basic.Properties, headers: dict[str, Any], event_id: str, event_type: str | None
-) -> Basic.Properties:
-    """Return the properties of a message for its copy, with new headers.
-
-    Left out: ``user_id``, which RabbitMQ checks against the user who publishes, and the expiration.
-    """
-    return Basic.Properties(
-        content_type=given.content_type,
-        content_encoding=given.content_encoding,
-        headers=headers,
-        delivery_mode=PERSISTENT,
-        priority=given.priority,
-        correlation_id=given.correlation_id,
-        reply_to=given.reply_to,
-        message_id=event_id,
-        timestamp=given.timestamp,
-        message_type=given.message_type or event_type,
-        app_id=given.app_id,
-    )
-
-
 class Publisher:
     """Announces events to a broker. It knows no consumer, and waits for none.
 

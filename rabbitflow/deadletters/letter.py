@@ -9,8 +9,8 @@ from typing import Any
 
 from pamqp.commands import Basic
 
+from rabbitflow.copies import copied_properties
 from rabbitflow.event import derived_id, type_of
-from rabbitflow.publisher import copied_properties
 from rabbitflow.topology import (
     ATTEMPT,
     BROKER_DEATH_HEADERS,

@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
-from pamqp import encode
 from pamqp.commands import Basic
 
 from rabbitflow._version import __version__
 from rabbitflow.broker import ConfirmedChannel
+from rabbitflow.copies import copied_properties
 from rabbitflow.errors import DeadLetter, Unroutable
-from rabbitflow.publisher import copied_properties
 from rabbitflow.topology import (
     ATTEMPT,
     BROKER_DEATH_HEADERS,
@@ -27,8 +26,6 @@ from rabbitflow.topology import (
     EXCHANGE,
     FAILED_AT,
     FIRST_FAILED_AT,
-    HEADER_PREFIX,
-    HEADERS_LIMIT_BYTES,
     HOST,
     LONGEST_DELAY_S,
     REASON,
@@ -143,7 +140,7 @@ class Settlement:
 
     def _copied(self, delivery: Delivery, headers: dict[str, Any]) -> Basic.Properties:
         event_type = delivery.event_type(self._names)
-        return copied_properties(delivery.properties, _bounded(headers), delivery.id, event_type)
+        return copied_properties(delivery.properties, headers, delivery.id, event_type)
 
     async def _publish(
         self, queue: str, body: bytes, properties: Basic.Properties, bucket_s: int | None
@@ -164,23 +161,6 @@ def _kept_headers(delivery: Delivery) -> dict[str, Any]:
     """
     dropped = BROKER_DEATH_HEADERS | SENDER_SELECTED_HEADERS | set(CAUSE_HEADERS)
     return {name: value for name, value in delivery.headers.items() if name not in dropped}
-
-
-def _bounded(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return ``headers`` within the limit: foreign ones go first, the largest before the others."""
-    sizes = {name: len(encode.field_table({name: value})) for name, value in headers.items()}
-    foreign = sorted(
-        (name for name in headers if not name.startswith(HEADER_PREFIX)),
-        key=lambda name: -sizes[name],
-    )
-    total = sum(sizes.values())
-    kept = dict(headers)
-    for name in foreign:
-        if total <= HEADERS_LIMIT_BYTES:
-            break
-        total -= sizes[name]
-        del kept[name]
-    return kept
 
 
 def _message_of(error: BaseException) -> str:

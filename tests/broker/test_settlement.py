@@ -204,6 +204,27 @@ async def test_causes_and_foreign_headers_are_bounded(settings: Settings, probe:
     assert len(kept[TRACEBACK].encode()) <= 16_384
 
 
+class NoText(str):
+    """What other clients may send as text: bytes that are no UTF-8."""
+
+    def encode(self, *_: Any) -> bytes:
+        return b"\xff\xfe"
+
+
+async def test_headers_of_any_kind_go_on_with_the_copies(settings: Settings, probe: Probe) -> None:
+    consumer, attempts = payment(fail, retry=Retry.fixed(attempts=2, wait="10ms"))
+    async with running(consumer, settings):
+        nested = {"list": [1, -1, 2**40, True, None, {"deep": "é"}]}
+        headers = {"text": NoText(), "inner": [NoText()], "bytes": b"\xff", "nested": nested}
+        properties = pika.BasicProperties(headers={**headers, ATTEMPT: "one", FIRST_FAILED_AT: 7})
+        queue = probe.names.queue("payment")
+        probe.publish("", queue, json.dumps(GOOD).encode(), properties)
+        kept, _, _ = await dead_letter(probe)
+    assert kept["nested"] == nested
+    assert (kept["text"], kept["inner"], kept["bytes"]) == (b"\xff\xfe", [b"\xff\xfe"], b"\xff")
+    assert kept[ATTEMPT] == len(attempts) == 2
+
+
 async def test_a_handler_that_runs_too_long_is_cancelled_and_retried(
     settings: Settings, publisher: Publisher, probe: Probe
 ) -> None:
