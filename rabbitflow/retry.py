@@ -6,6 +6,7 @@ settlement carries it out.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -29,6 +30,8 @@ from tenacity.wait import wait_base
 
 from rabbitflow.durations import Duration, seconds
 from rabbitflow.errors import DeadLetter, HandlerTimeout, RetryLater
+
+logger = logging.getLogger(__name__)
 
 ExceptionTypes = tuple[type[BaseException], ...]
 
@@ -184,7 +187,18 @@ class Retry:
 
     def verdict(self, failure: Failure) -> Verdict:
         """Return what becomes of a failed attempt. Pure: the same failure, the same policy; only a
-        policy with jitter draws a random number."""
+        policy with jitter draws a random number.
+
+        A strategy of the user's own that fails itself is logged, and ends the event's attempts: it
+        would fail again, and take the process along each time.
+        """
+        try:
+            return self._verdict(failure)
+        except Exception:
+            logger.exception("the retry policy failed; no further attempt is made")
+            return Dead(RETRIES_EXHAUSTED)
+
+    def _verdict(self, failure: Failure) -> Verdict:
         error = failure.error
         if isinstance(error, DeadLetter):
             return Dead(REJECTED)
@@ -202,21 +216,30 @@ class Retry:
         """Whether the exception itself is one that another run may mend."""
         if isinstance(failure.error, DeadLetter | RetryLater):
             return False
-        return bool(self.retry(_state_of(failure)))
+        try:
+            return bool(self.retry(_state_of(failure)))
+        except Exception:
+            logger.exception("the retry policy failed; it is not run again at once")
+            return False
 
     def reachable_delays_s(self) -> list[tuple[float, float]]:
         """Return the shortest and longest delay seen for each attempt that may be retried.
 
-        tenacity's strategies can't be asked for their bounds, so they are run. What a random or a
-        hand-written strategy gives beyond that is met when it happens.
+        tenacity's strategies can't be asked for their bounds, so they are run, on a TimeoutError.
+        What a random or a hand-written strategy gives beyond that is met when it happens; so is
+        one that fails here because it looks for an exception of its own.
         """
         now = datetime.now(UTC)
         delays: list[tuple[float, float]] = []
         for attempt in range(1, _PROBED_ATTEMPTS + 1):
             state = _state_of(Failure(TimeoutError(), attempt, now, now))
-            waits = [float(self.wait(state)) for _ in range(_PROBES_PER_ATTEMPT)]
-            state.upcoming_sleep = min(waits)
-            if self.stop(state):
+            try:
+                waits = [float(self.wait(state)) for _ in range(_PROBES_PER_ATTEMPT)]
+                state.upcoming_sleep = min(waits)
+                if self.stop(state):
+                    break
+            except Exception:
+                logger.debug("the retry policy can't be run beforehand", exc_info=True)
                 break
             delays.append((min(waits), max(waits)))
         return delays

@@ -25,6 +25,7 @@ class ConsumerState:
     Fields:
         is_up: whether all its processes consume and can settle.
         is_paused: by an operator or by its circuit breaker.
+        is_breaker_open: or probing, in one of its processes.
         in_flight: deliveries not settled yet.
         handled: figures by event type.
         published: figures by event type, of what its handlers announced.
@@ -36,6 +37,7 @@ class ConsumerState:
 
     is_up: bool = False
     is_paused: bool = False
+    is_breaker_open: bool = False
     in_flight: int = 0
     handled: Figures = field(default_factory=dict)
     published: Figures = field(default_factory=dict)
@@ -119,6 +121,7 @@ def _gauges(states: Mapping[str, ConsumerState]) -> Iterator[Metric]:
 
     up = gauge("consumer_up", "Whether all processes of the consumer consume and can settle.")
     paused = gauge("consumer_paused", "Whether an operator or its breaker paused it.")
+    breaker = gauge("breaker_open", "Whether its circuit breaker is open, or probing.")
     in_flight = gauge("in_flight", "Deliveries in the worker, not settled yet.")
     waiting = gauge(
         "oldest_waiting_seconds",
@@ -132,6 +135,7 @@ def _gauges(states: Mapping[str, ConsumerState]) -> Iterator[Metric]:
     for name, state in states.items():
         up.add_metric([name], float(state.is_up))
         paused.add_metric([name], float(state.is_paused))
+        breaker.add_metric([name], float(state.is_breaker_open))
         in_flight.add_metric([name], state.in_flight)
         waiting.add_metric([name], state.oldest_waiting_s)
         for kind, count in state.messages.items():
@@ -140,7 +144,7 @@ def _gauges(states: Mapping[str, ConsumerState]) -> Iterator[Metric]:
             connected.add_metric([name, role], float(stands))
         for reason, count in state.restarts.items():
             restarts.add_metric([name, reason], count)
-    yield from (up, paused, in_flight, waiting, messages, connected, restarts)
+    yield from (up, paused, breaker, in_flight, waiting, messages, connected, restarts)
 
 
 def _add_histogram(family: HistogramMetricFamily, labels: list[str], figures: list[float]) -> None:

@@ -135,9 +135,11 @@ class Delivery(NamedTuple):
     def first_failed_at(self, otherwise: datetime) -> datetime:
         """When its first attempt failed, or ``otherwise`` where none has."""
         try:
-            return datetime.fromisoformat(str(self.headers[FIRST_FAILED_AT]))
+            moment = datetime.fromisoformat(str(self.headers[FIRST_FAILED_AT]))
         except (KeyError, ValueError):
             return otherwise
+        # Ours is aware. A naive one is somebody else's, and of no known time zone.
+        return otherwise if moment.tzinfo is None else moment
 
     def event_type(self, names: Names) -> str | None:
         """The event type it claims: by property, by exchange, by our header, last by its body."""

@@ -58,6 +58,7 @@ class Beat:
     Fields:
         is_ready: whether the broker hands it events and it can settle them.
         is_paused: whether an operator or its breaker holds it back.
+        is_breaker_open: whether its breaker is open, or lets one event through to probe.
         in_flight: deliveries in it that are not settled.
         handled: figures of its handlers, counted since its start.
         published: figures of what they announced.
@@ -67,6 +68,7 @@ class Beat:
 
     is_ready: bool = False
     is_paused: bool = False
+    is_breaker_open: bool = False
     in_flight: int = 0
     handled: Figures = field(default_factory=dict)
     published: Figures = field(default_factory=dict)

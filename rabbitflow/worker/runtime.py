@@ -17,6 +17,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from rabbitflow.breaker import BreakerState
 from rabbitflow.consumer import Consumer
 from rabbitflow.control import is_paused, listen
 from rabbitflow.declaration import declare, verify
@@ -90,6 +91,7 @@ class ConsumerRuntime:
         self._told = asyncio.Event()
         self._subscription: Subscription | None = None
         self._has_subscribed = False
+        self._was_broken = False
         self.needs_replacement = False
         self._publisher = Publisher(settings=settings, source=consumer.name)
         self._settlement = Settlement(
@@ -130,6 +132,7 @@ class ConsumerRuntime:
         return Beat(
             is_ready=self.is_ready,
             is_paused=not self._intake.prefetch,
+            is_breaker_open=self._intake.breaker_state is not BreakerState.CLOSED,
             in_flight=self._unfinished,
             handled=self.handling.metrics.figures(),
             published=self._publisher.metrics.figures(),
@@ -282,7 +285,13 @@ class ConsumerRuntime:
         prefetch = intake.prefetch
         if prefetch:
             await subscription.consume(prefetch)
+            if self._was_broken and intake.breaker_state is BreakerState.CLOSED:
+                self._was_broken = False
+                logger.info(
+                    "%s takes events again: its circuit breaker closed", self._consumer.name
+                )
             return
+        self._was_broken = self._was_broken or not intake.is_paused
         await subscription.pause()
         why = "an operator" if intake.is_paused else "its circuit breaker"
         logger.warning("%s is paused by %s; its queue keeps the events", self._consumer.name, why)

@@ -114,6 +114,7 @@ def consumer_states(
         state = states.setdefault(slot.found.name, ConsumerState(is_up=True))
         state.is_up = state.is_up and slot.is_ready
         state.is_paused = state.is_paused or beat.is_paused
+        state.is_breaker_open = state.is_breaker_open or beat.is_breaker_open
         state.in_flight += beat.in_flight
         add_figures(state.handled, ended_figures["handled"])
         add_figures(state.handled, beat.handled)

@@ -185,15 +185,48 @@ async def test_while_its_breaker_is_open_a_consumer_spends_no_attempts(
             ledger.write("payment", event.id, event.data["number"], context.attempt)
         """,
     )
-    worker.start()
+    port = free_port()
+    worker.start(RABBITFLOW_METRICS_PORT=str(port))
+
+    def is_open() -> bool:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            return 'rabbitflow_breaker_open{consumer="payment"} 1.0' in answer.read().decode()
+
     await worker.ready("payment")
+    assert not is_open()
     await publisher.publish_many(
         Event(type="ORDER_PLACED", data={"number": number}) for number in range(40)
     )
     await eventually(lambda: worker.said("paused by its circuit breaker") >= 3)
+    await eventually(is_open)
     (worker.directory / "mended").touch()
     await eventually(lambda: len(worker.ledger.of("payment")) == 40, within_s=30)
+    await eventually(lambda: worker.said("its circuit breaker closed") == 1)
+    await eventually(lambda: not is_open())
     assert probe.depth(probe.names.dead("payment")) == 0
+
+
+async def test_no_more_events_begin_than_the_rate_limit_allows(
+    worker: Worker, publisher: Publisher
+) -> None:
+    worker.module(
+        "payment",
+        """
+        payment = Consumer("payment", rate_limit="40/s")
+        @payment.on("ORDER_PLACED")
+        async def charge(event: Event) -> None:
+            ledger.write("payment", event.id)
+        """,
+    )
+    worker.start()
+    await worker.ready("payment")
+    await publisher.publish_many(
+        Event(type="ORDER_PLACED", data={"number": number}) for number in range(60)
+    )
+    await eventually(lambda: len(worker.ledger.of("payment")) == 60)
+    began = [effect.at for effect in worker.ledger.of("payment")]
+    # A tenth of a second's worth may start together.
+    assert began[-1] - began[0] >= (60 - 1) / 40 - 0.1 - 0.1
 
 
 async def test_a_batch_is_settled_event_by_event(

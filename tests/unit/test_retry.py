@@ -185,3 +185,17 @@ def test_every_retry_finds_a_queue_that_was_declared_at_start(
 def test_attempts_below_one_are_refused(attempts: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Retry.fixed(attempts=attempts)
+
+
+def test_a_policy_that_fails_itself_ends_the_attempts_and_not_the_process() -> None:
+    class RetryAfter(tenacity.wait.wait_base):
+        def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+            assert retry_state.outcome is not None
+            return float(retry_state.outcome.exception().retry_after_s)  # type: ignore[union-attr]
+
+    policy = Retry(stop=tenacity.stop_after_attempt(5), wait=RetryAfter())
+    assert policy.reachable_delays_s() == []
+    fitting = ConnectionError()
+    fitting.retry_after_s = 7  # type: ignore[attr-defined]
+    assert verdict(policy, error=fitting) == RetryIn(7.0)
+    assert verdict(policy, error=ValueError()) == Dead(RETRIES_EXHAUSTED)
