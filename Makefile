@@ -44,6 +44,10 @@ units: $(STAMP)  ## Write deploy/systemd anew, as `rabbitflow systemd --template
 	mv build/etc/systemd/system deploy/systemd
 	mv build/etc/sysusers.d build/etc/tmpfiles.d deploy/systemd
 
+bench-isolation: $(STAMP)  ## Measure: does a broken consumer slow its neighbours, here and elsewhere (15 min)
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m benchmarks.isolation
+
 clean:  ## Remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
 

@@ -1,6 +1,9 @@
 """Does a broken consumer slow its neighbours? One event type, four consumers, rating breaks.
 
+    make bench-isolation
     python -m benchmarks.isolation [--events 5000] [--rate 200] [--json FILE] [PEER…]
+
+With --json every result is kept as soon as it is there, and a run that was ended goes on from it.
 
 Every framework runs at its documented defaults. Events are sent at a steady pace, which all of them
 keep up with while rating is healthy. Looked at are the other three consumers: how much of what was
@@ -10,11 +13,13 @@ sent they handled by the end, and the 99th percentile of the time from sending t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
+import importlib.metadata
 import json
 import os
+import platform
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +31,7 @@ from pathlib import Path
 import click
 import pika
 import pika.exceptions
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +41,11 @@ OTHERS = ("payment", "inventory", "email")
 URL = os.environ.get("RABBITFLOW_URL", "amqp://guest:guest@localhost:5672/")
 WARM_UP_EVENTS = 20
 READY_WITHIN_S = 30.0
-GRACE_S = 8.0
+GRACE_S = 10.0
+SILENCE_S = 2.0
+RETURNED_WITHIN_S = 5.0
+SHARED_QUEUE = "shared queue"
+"""What the queue of all four consumers is called in ``QUEUES`` where a framework has but one."""
 
 console = Console(width=150)
 
@@ -119,13 +129,19 @@ def _warm_up(app: list[str], environment: dict[str, str], log: Path) -> None:
 
 
 def _until_quiet(log: Path, events: int) -> None:
-    """Wait until the other three have handled everything, or time is up."""
+    """Wait until the other three have handled everything and rating does nothing more, or time is
+    up."""
     deadline = time.monotonic() + GRACE_S
+    seen, last_at = 0, time.monotonic()
     while time.monotonic() < deadline:
-        counts = Counter(name for name, number, *_ in _lines(log) if int(number) >= 0)
-        if all(counts[name] >= events for name in OTHERS):
+        lines = _lines(log)
+        counts = Counter(name for name, number, *_ in lines if int(number) >= 0)
+        if len(lines) > seen:
+            seen, last_at = len(lines), time.monotonic()
+        are_done = all(counts[name] >= events for name in OTHERS)
+        if are_done and (counts["rating"] >= events or time.monotonic() - last_at > SILENCE_S):
             return
-        time.sleep(0.5)
+        time.sleep(0.25)
 
 
 def _lines(log: Path) -> list[list[str]]:
@@ -133,20 +149,39 @@ def _lines(log: Path) -> list[list[str]]:
 
 
 def _stop(worker: subprocess.Popen[bytes], queues: dict[str, list[str]]) -> dict[str, int]:
-    """Stop the worker and return how many of rating's messages are still on the broker."""
-    os.killpg(worker.pid, signal.SIGKILL)
+    """Kill the worker and return how many messages are still on the broker."""
+    processes = [psutil.Process(worker.pid)]
+    processes += processes[0].children(recursive=True)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     worker.wait()
+    psutil.wait_procs(processes, timeout=10)
     connection = pika.BlockingConnection(pika.URLParameters(URL))
+    # What the dead processes held comes back when the broker has noticed that they are gone.
+    deadline = time.monotonic() + RETURNED_WITHIN_S
+    left = _left(connection, queues)
+    same_since = time.monotonic()
+    while time.monotonic() < min(deadline, same_since + 1):
+        time.sleep(0.1)
+        before, left = left, _left(connection, queues)
+        if left != before:
+            same_since = time.monotonic()
+    connection.close()
+    return left
+
+
+def _left(connection: pika.BlockingConnection, queues: dict[str, list[str]]) -> dict[str, int]:
     left: dict[str, int] = {}
     for meaning, names in queues.items():
         for name in names:
             channel = connection.channel()
             try:
                 found = channel.queue_declare(name, passive=True)
-                left[meaning] = left.get(meaning, 0) + found.method.message_count
             except pika.exceptions.ChannelClosedByBroker:
                 continue
-    connection.close()
+            left[meaning] = left.get(meaning, 0) + found.method.message_count
+            channel.close()
     return left
 
 
@@ -182,6 +217,11 @@ def _result(peer: str, mode: str, events: int, log: Path, left: dict[str, int]) 
         took_ms.append((float(handled_at) - float(sent_at)) * 1000)
     took_ms.sort()
     span_s = (last - first) if took_ms else float("nan")
+    expected = events * len(OTHERS)
+    others = sum(min(handled[name], events) for name in OTHERS)
+    if SHARED_QUEUE in left:
+        # The other consumers' messages wait in it as well.
+        left["queue"] = max(0, left.pop(SHARED_QUEUE) - (expected - others))
     fate = {"handled": len(rated), **{name: count for name, count in left.items() if count}}
     gone = events - sum(fate.values())
     if gone > 0:
@@ -189,8 +229,8 @@ def _result(peer: str, mode: str, events: int, log: Path, left: dict[str, int]) 
     return Result(
         peer,
         mode,
-        sum(min(handled[name], events) for name in OTHERS),
-        events * len(OTHERS),
+        others,
+        expected,
         sum(handled.values()) / span_s,
         took_ms[len(took_ms) // 2] if took_ms else float("nan"),
         took_ms[int(len(took_ms) * 0.99)] if took_ms else float("nan"),
@@ -258,14 +298,38 @@ def main(
     if peer is not None:
         asyncio.run(_send(peer, int(arguments[1]), float(arguments[2])))
         return
-    results = []
+    results = _known(output)
+    done = {(result.peer, result.mode) for result in results}
     for name in arguments or PEERS:
         for mode in modes or MODES:
+            if (name, mode) in done:
+                continue
             console.print(f"{name}, rating {mode} …")
             results.append(run(name, mode, events, rate))
+            if output is not None:
+                output.write_text(json.dumps([asdict(result) for result in results], indent=1))
     show(results, events, rate)
-    if output is not None:
-        output.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    console.print(conditions())
+
+
+def _known(output: Path | None) -> list[Result]:
+    """Return the results of a run that was ended before."""
+    if output is None or not output.exists():
+        return []
+    return [Result(**result) for result in json.loads(output.read_text())]
+
+
+def conditions() -> str:
+    """Say what was measured, and on what."""
+    packages = ("rabbitflow", "faststream", "celery", "dramatiq", "taskiq", "taskiq-aio-pika")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    connection = pika.BlockingConnection(pika.URLParameters(URL))
+    broker = connection._impl.server_properties["version"].decode()
+    connection.close()
+    return (
+        f"{versions}; RabbitMQ {broker} on the same machine, Python {platform.python_version()},"
+        f" {os.cpu_count()} cores"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from celery.exceptions import Reject
 from benchmarks.peers.rating import PREFIX, URL, note, rate_sync, scenario
 
 WORKER = ["-m", "celery", "-A", "benchmarks.peers.celery_app", "worker"]
-QUEUES = {"queue": [f"{PREFIX}.celery"]}
+QUEUES = {"shared queue": [f"{PREFIX}.celery"]}
 
 app = Celery("bench", broker=URL)
 app.conf.task_default_queue = f"{PREFIX}.celery"

@@ -10,7 +10,7 @@ from benchmarks.peers.rating import MODE, PREFIX, URL, note, rate_sync, scenario
 WORKER = ["-m", "dramatiq", "benchmarks.peers.dramatiq_app"]
 QUEUE = f"{PREFIX}-dramatiq"
 QUEUES = {
-    "queue": [QUEUE],
+    "shared queue": [QUEUE],
     "waiting for retry": [f"{QUEUE}.DQ"],
     "dead letters": [f"{QUEUE}.XQ"],
 }

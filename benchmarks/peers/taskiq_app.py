@@ -9,7 +9,7 @@ from benchmarks.peers.rating import PREFIX, URL, note, rate, scenario
 
 WORKER = ["-m", "taskiq", "worker", "benchmarks.peers.taskiq_app:broker"]
 QUEUES = {
-    "queue": [f"{PREFIX}.taskiq"],
+    "shared queue": [f"{PREFIX}.taskiq"],
     "dead letters": [f"{PREFIX}.taskiq.dead_letter"],
 }
 
