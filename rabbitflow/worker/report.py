@@ -14,7 +14,7 @@ from rabbitflow.worker.slot import Slot
 LOOK_EVERY_S = 0.2
 STATUS_EVERY_S = 1.0
 EXTEND_BY_S = 15.0
-ENOUGH_DEATHS = 3
+ENOUGH_FAILED_STARTS = 3
 REPLACED_WITHIN_S = 10.0
 """A child that is still there so long after its stall time-out is the supervisor's fault."""
 
@@ -49,7 +49,6 @@ class Report:
         self._phase = Phase.STARTING
         self._is_told = True
         self._replaced: Sequence[Slot] | None = None
-        self._been_ready: set[str] = set()
         self._status_told = ""
         self._broken: list[str] = []
         self._next_status = self._next_sign = self._next_extension = float("-inf")
@@ -62,8 +61,11 @@ class Report:
         """Every child is started anew from now on."""
         if self._phase in (Phase.READY, Phase.RELOADING):
             self._replaced = self._slots()
-            self._been_ready.clear()
             self._enter(Phase.RELOADING)
+
+    def reload_refused(self) -> None:
+        """Nothing is started anew: the children of before stay."""
+        self._replaced = None
 
     def stop(self) -> None:
         """No event is taken any more."""
@@ -117,11 +119,8 @@ class Report:
         slots = self._slots()
         if not slots or slots is self._replaced:
             return False
-        self._been_ready |= {slot.label for slot in slots if slot.is_ready}
         return all(
-            slot.label in self._been_ready
-            or slot.is_refused
-            or slot.restarts["died"] + slot.restarts["stalled"] >= ENOUGH_DEATHS
+            slot.was_ready or slot.is_refused or slot.failed_starts >= ENOUGH_FAILED_STARTS
             for slot in slots
         )
 

@@ -35,7 +35,8 @@ class Slot:
         self.found = found
         self.child: Child | None = None
         self.is_refused = False
-        self.was_ready = False
+        self.failed_starts = 0
+        self._was_ready = False
         self.ended_figures: dict[str, Figures] = {"handled": {}, "published": {}}
         # Shown as 0 from the start: a rate needs a value before the first increase.
         self.restarts = Counter(dict.fromkeys(END_REASONS, 0))
@@ -49,6 +50,11 @@ class Slot:
     def is_ready(self) -> bool:
         """Whether its child consumes and can settle."""
         return self.child is not None and self.child.beat.is_ready
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether a child of it has been ready."""
+        return self._was_ready or (self.child is not None and self.child.was_ready)
 
     @property
     def missing(self) -> str | None:
@@ -89,11 +95,13 @@ class Slot:
         """Let go of a child that ended without being told to."""
         self.retire()
         self.restarts[reason] += 1
+        # A broker that is away is no fault of the child's.
+        self.failed_starts += not self.was_ready and reason != "broker_lost"
 
     def retire(self) -> None:
         """Keep the figures of a child that ended: a counter never goes backwards."""
         beat = self.beat
-        self.was_ready = self.was_ready or (self.child is not None and self.child.was_ready)
+        self._was_ready = self.was_ready
         # A new mapping each time: the status server reads the old one in its own thread.
         kept = deepcopy(self.ended_figures)
         add_figures(kept["handled"], beat.handled)

@@ -90,6 +90,8 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._stopping_now = asyncio.Event()
         self._restarting = asyncio.Event()
+        self._reload_asked = asyncio.Event()
+        self._reloaded: Discovery | None = None
         self.slots: list[Slot] = []
         self._notifier = notifier or Notifier(None)
         self._report = Report(self._notifier, lambda: self.slots, settings.stall_timeout_s)
@@ -113,6 +115,10 @@ class Supervisor:
         self._restarting.set()
         self._report.reload()
 
+    def reload(self) -> None:
+        """Restart, if every module can be used: else the children of before stay."""
+        self._reload_asked.set()
+
     async def run(self) -> int:
         """Run until stopped; return the exit code of the worker.
 
@@ -122,7 +128,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.restart)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         with tempfile.TemporaryDirectory(prefix="rabbitflow-") as directory:
             helpers = [asyncio.create_task(work) for work in self._helpers()]
             for helper in helpers:
@@ -143,6 +149,7 @@ class Supervisor:
                 self._notifier.close()
 
     def _helpers(self) -> Iterator[Coroutine[Any, Any, None]]:
+        yield self._reload_when_asked()
         if self._plan.reload:
             yield self._watch_files(file_watcher())
         if self._notifier.is_heard:
@@ -178,7 +185,7 @@ class Supervisor:
             return None
 
     async def _run_once(self, directory: Path) -> int:
-        discovery = await discover(self._plan.modules)
+        discovery, self._reloaded = self._reloaded or await discover(self._plan.modules), None
         self._on_discovered(discovery)
         self._report.discovered(discovery)
         self._broken = [broken.module for broken in discovery.broken]
@@ -210,6 +217,27 @@ class Supervisor:
             for slot in self.slots:
                 slot.note.close()
         return EXIT_CONFIGURATION if all(slot.is_refused for slot in self.slots) else 0
+
+    async def _reload_when_asked(self) -> None:
+        """Search the modules while the children still run, and replace them only by better ones."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            self._report.reload()
+            try:
+                discovery = await discover(self._plan.modules)
+                news = [broken for broken in discovery.broken if broken.module not in self._broken]
+                if news or not discovery.consumers:
+                    raise ConfigurationError(
+                        "; ".join(f"{broken.module}: {broken.error}" for broken in news)
+                        or _nothing_found(self._plan.modules, discovery)
+                    )
+            except ConfigurationError as error:
+                logger.error("not reloaded, and everything runs on as before: %s", error)
+                self._report.reload_refused()
+            else:
+                self._reloaded = discovery
+                self._restarting.set()
 
     async def _watch_files(self, changes: FileChanges) -> None:
         """Restart on every change of a Python file below the current directory."""

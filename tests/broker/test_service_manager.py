@@ -72,6 +72,25 @@ async def test_a_reload_begins_and_ends_in_the_managers_eyes(
     assert await manager.stop() == 0
 
 
+async def test_a_reload_into_broken_code_changes_nothing(
+    worker: Worker, manager: Manager, publisher: Publisher
+) -> None:
+    worker.module("payment", reacts("payment"))
+    await manager.start().ready()
+    before = worker.child("payment").pid
+    worker.module("payment", "raise RuntimeError('half a deploy')")
+    worker.signal(signal.SIGHUP)
+    await manager.ready(times=2)
+    assert worker.said("not reloaded, and everything runs on as before: services.payment")
+    assert worker.child("payment").pid == before
+    event = await publisher.publish("ORDER_PLACED", {})
+    await eventually(lambda: worker.ledger.ids("payment") == [event.id])
+    worker.module("payment", reacts("payment"))
+    worker.signal(signal.SIGHUP)
+    await manager.ready(times=3)
+    assert worker.child("payment").pid != before
+
+
 async def test_a_drain_asks_for_the_time_it_needs_and_no_handler_is_cut_short(
     worker: Worker, publisher: Publisher
 ) -> None:
