@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -23,6 +23,8 @@ from rabbitflow.topology import DELIVERY_COUNT, Names
 
 # What AMQP tables hold and JSON does not, each as an object of one key that begins with "$".
 _TIME, _DECIMAL, _BYTES = "$time", "$decimal", "$base64"
+# A foreign table that looks like one of them is put into one more.
+_TABLE = "$table"
 
 _PROPERTIES = (
     "content_type",
@@ -125,7 +127,9 @@ def _bytes(whole: dict[str, Any]) -> bytes:
 def _plain(value: Any) -> Any:
     match value:
         case dict():
-            return {str(name): _plain(inner) for name, inner in value.items()}
+            table = {str(name): _plain(inner) for name, inner in value.items()}
+            looks_special = len(table) == 1 and next(iter(table)).startswith("$")
+            return {_TABLE: table} if looks_special else table
         case list():
             return [_plain(inner) for inner in value]
         case datetime():
@@ -138,18 +142,19 @@ def _plain(value: Any) -> Any:
 
 
 def _rich(value: Any) -> Any:
-    match value:
-        case {"$time": str(text), **rest} if not rest:
-            return datetime.fromisoformat(text)
-        case {"$decimal": str(text), **rest} if not rest:
-            return Decimal(text)
-        case {"$base64": str(text), **rest} if not rest:
-            return bytearray(_decoded(text))
-        case dict():
-            return {name: _rich(inner) for name, inner in value.items()}
-        case list():
-            return [_rich(inner) for inner in value]
-    return value
+    if isinstance(value, list):
+        return [_rich(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        [(tag, inner)] = value.items()
+        if tag in _FROM_TAG:
+            return _FROM_TAG[tag](inner)
+    return _rich_table(value)
+
+
+def _rich_table(table: dict[str, Any]) -> dict[str, Any]:
+    return {name: _rich(inner) for name, inner in table.items()}
 
 
 def _decoded(text: str) -> bytes:
@@ -157,6 +162,14 @@ def _decoded(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError(f"no base64: {error}") from error
+
+
+_FROM_TAG: dict[str, Callable[[Any], Any]] = {
+    _TIME: datetime.fromisoformat,
+    _DECIMAL: Decimal,
+    _BYTES: lambda text: bytearray(_decoded(text)),
+    _TABLE: _rich_table,
+}
 
 
 def _iso(moment: datetime | None) -> str | None:

@@ -37,12 +37,21 @@ class Ledger:
         with closing(self._connect()) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(_SCHEMA)
+            connection.execute("CREATE INDEX IF NOT EXISTS by_event ON effects (event_id)")
 
     def write(self, consumer: str, event_id: str, number: int = 0, attempt: int = 1) -> None:
         """Write one effect; it is on file when this returns."""
         with closing(self._connect()) as connection:
             row = Effect(consumer, event_id, number, attempt, os.getpid(), time.time())
             connection.execute("INSERT INTO effects VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def holds(self, consumer: str, event_id: str) -> bool:
+        """Whether a consumer's effect of an event is on file."""
+        with closing(self._connect()) as connection:
+            found = connection.execute(
+                "SELECT 1 FROM effects WHERE event_id = ? AND consumer = ?", (event_id, consumer)
+            ).fetchone()
+        return found is not None
 
     def of(self, consumer: str) -> list[Effect]:
         """The effects of a consumer, oldest first."""
