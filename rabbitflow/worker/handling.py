@@ -7,7 +7,6 @@ import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rabbitflow.consumer import Batch, Consumer, Handler
@@ -30,6 +29,7 @@ from rabbitflow.settings import Settings
 from rabbitflow.signature import HandlerFunction, Signature
 from rabbitflow.topology import Names
 from rabbitflow.worker.batches import BatchDescription, Batches
+from rabbitflow.worker.clock import Clock
 from rabbitflow.worker.delivery import Delivery
 from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.settlement import Settlement
@@ -46,6 +46,7 @@ _PLAIN_ENCODINGS = (None, "", "utf-8", "UTF-8", "identity")
 logger = logging.getLogger(__name__)
 
 
+OnEnded = Callable[[Event[Any], str], object]
 Reaction = tuple[Handler, Signature, HandlerMetrics]
 
 
@@ -68,6 +69,8 @@ class Handling:
         settlement: carries verdicts out.
         execution: runs handlers.
         strikes: events that killed a process they ran alone in, by id.
+        clock: by which failures are dated.
+        on_ended: called with each event and how it ended; None where nobody asks.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class Handling:
         settlement: Settlement,
         execution: Execution,
         strikes: Mapping[str, Strike],
+        clock: Clock,
+        on_ended: OnEnded | None,
     ) -> None:
         self.metrics = ConsumerMetrics()
         self.unsettled = 0
@@ -89,6 +94,8 @@ class Handling:
         self._settlement = settlement
         self._execution = execution
         self._strikes = strikes
+        self._clock = clock
+        self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._reactions = {
             event_type: (handler, signatures[event_type], self.metrics.of(event_type))
@@ -143,8 +150,10 @@ class Handling:
         if raised is None:
             delivery.ack()
             metrics.ended(SUCCEEDED)
+            if self._on_ended is not None:
+                self._on_ended(event, SUCCEEDED)
             return False
-        failed_at = datetime.now(UTC)
+        failed_at = self._clock.utc()
         first_failed_at = delivery.first_failed_at(failed_at)
         failure = Failure(raised, delivery.attempt, first_failed_at, failed_at)
         match handler.retry.verdict(failure):
@@ -153,12 +162,16 @@ class Handling:
                     delivery, lambda: self._settlement.retry(delivery, delay_s, first_failed_at)
                 )
                 metrics.ended(RETRIED)
+                if self._on_ended is not None:
+                    self._on_ended(event, RETRIED)
                 if self._spans is not None:
                     self._spans.failed(raised, RETRIED)
                 logger.debug("%s retries %s in %g s", self._consumer.name, event.id, delay_s)
                 return True
             case Dead(reason):
                 await self._dead_letter(delivery, reason, raised, event.type)
+                if self._on_ended is not None:
+                    self._on_ended(event, DEAD_LETTERED)
                 return None if reason == REJECTED else True
 
     def _read(self, delivery: Delivery) -> tuple[*Reaction, Event[Any]]:
@@ -220,7 +233,7 @@ class Handling:
                     await self._batches_of(handler, handler.batch, signature).add(event, context)
             except Exception as error:
                 being_handled.set(None)
-                now = datetime.now(UTC)
+                now = self._clock.utc()
                 failure = Failure(error, delivery.attempt, now, now)
                 if not runs_left or not handler.retry.is_worth_retrying(failure):
                     return error
@@ -261,7 +274,7 @@ class Handling:
     async def _dead_letter(
         self, delivery: Delivery, reason: str, error: Exception, event_type: str | None
     ) -> None:
-        failed_at = datetime.now(UTC)
+        failed_at = self._clock.utc()
         await self._settled(
             delivery,
             lambda: self._settlement.dead_letter(delivery, reason, error, failed_at, event_type),

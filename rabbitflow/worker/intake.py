@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from rabbitflow.breaker import Breaker, BreakerState, Circuit
 from rabbitflow.rate import Pacer, Rate
+from rabbitflow.worker.clock import Clock, SteadyClock, Timer, wait_until
 
 
 class Intake:
@@ -21,20 +21,29 @@ class Intake:
         is_cautious: begin with one event at a time, as after a crash.
         breaker: opens on failures; None for none.
         rate: of starts; None for no limit.
+        clock: by which the breaker probes and the rate spaces.
     """
 
     def __init__(
-        self, prefetch: int, *, is_cautious: bool, breaker: Breaker | None, rate: Rate | None
+        self,
+        prefetch: int,
+        *,
+        is_cautious: bool,
+        breaker: Breaker | None,
+        rate: Rate | None,
+        clock: Clock | None = None,
     ) -> None:
         self.changed = asyncio.Event()
         self.is_paused = False
+        self.held = 0
+        self._clock = clock or SteadyClock()
         self._full = prefetch
         self._is_cautious = is_cautious
         self._circuit = None if breaker is None else Circuit(breaker)
         self._pacer = None if rate is None else Pacer(rate)
         self._moved = asyncio.Event()
         self._is_probe_out = False
-        self._probe_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: Timer | None = None
         self.is_free = self._circuit is None and self._pacer is None
 
     @property
@@ -42,7 +51,7 @@ class Intake:
         """The breaker's state; closed where there is none."""
         if self._circuit is None:
             return BreakerState.CLOSED
-        return self._circuit.state(time.monotonic())
+        return self._circuit.state(self._clock.now())
 
     @property
     def prefetch(self) -> int:
@@ -70,15 +79,20 @@ class Intake:
 
     async def admit(self) -> None:
         """Return when the next event may begin. Not needed while :attr:`is_free` and not paused."""
-        while self._must_wait():
-            self._moved.clear()
-            await self._moved.wait()
-        if self.breaker_state is BreakerState.PROBING:
-            self._is_probe_out = True
-        if self._pacer is not None:
-            wait_s = self._pacer.reserve(time.monotonic())
-            if wait_s:
-                await asyncio.sleep(wait_s)
+        self.held += 1
+        try:
+            while self._must_wait():
+                self._moved.clear()
+                await self._moved.wait()
+            if self.breaker_state is BreakerState.PROBING:
+                self._is_probe_out = True
+            if self._pacer is not None:
+                now = self._clock.now()
+                wait_s = self._pacer.reserve(now)
+                if wait_s:
+                    await wait_until(now + wait_s, self._clock)
+        finally:
+            self.held -= 1
 
     def record(self, *, failed: bool | None) -> None:
         """Tell the breaker of an outcome; None for one that says nothing of the service's health,
@@ -86,7 +100,7 @@ class Intake:
         circuit = self._circuit
         if circuit is None:
             return
-        now = time.monotonic()
+        now = self._clock.now()
         before = circuit.state(now)
         if before is BreakerState.PROBING:
             self._is_probe_out = False
@@ -115,7 +129,5 @@ class Intake:
         self._moved.set()
         if self._circuit is not None and self.breaker_state is BreakerState.OPEN:
             self.close()
-            loop = asyncio.get_running_loop()
             # A little late rather than early: the loop's clock and ours may differ by a tick.
-            delay_s = max(0.0, self._circuit.probes_at - time.monotonic()) + 0.001
-            self._probe_timer = loop.call_later(delay_s, self._move)
+            self._probe_timer = self._clock.call_at(self._circuit.probes_at + 0.001, self._move)

@@ -25,10 +25,11 @@ from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable
 from rabbitflow.publisher import Publisher
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names, consumer_topology
+from rabbitflow.worker.clock import Clock, SteadyClock
 from rabbitflow.worker.delivery import Delivery
 from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.gate import Gate
-from rabbitflow.worker.handling import Handling
+from rabbitflow.worker.handling import Handling, OnEnded
 from rabbitflow.worker.inbox import Inbox
 from rabbitflow.worker.intake import Intake
 from rabbitflow.worker.process import Beat
@@ -59,6 +60,8 @@ class ConsumerRuntime:
         strikes: events that killed a process they ran alone in, by id.
         note: where the id of a delivery that runs alone is noted; None where nobody reads it.
         after_crash: begin with prefetch 1, until a delivery comes that the broker never took back.
+        clock: of breakers, rate limits and failures; the real time where None.
+        on_ended: called with each event whose handler ended, and how.
     """
 
     def __init__(
@@ -69,7 +72,10 @@ class ConsumerRuntime:
         strikes: Mapping[str, Strike] | None = None,
         note: SuspectNote | None = None,
         after_crash: bool = False,
+        clock: Clock | None = None,
+        on_ended: OnEnded | None = None,
     ) -> None:
+        clock = clock or SteadyClock()
         self._consumer = consumer
         self._settings = settings
         self._names = Names(settings.namespace)
@@ -79,6 +85,7 @@ class ConsumerRuntime:
             is_cautious=after_crash,
             breaker=consumer.breaker,
             rate=consumer.rate,
+            clock=clock,
         )
         self._retry_buckets_s = consumer.retry_buckets_s()
         self._gate = Gate()
@@ -106,6 +113,8 @@ class ConsumerRuntime:
             self._settlement,
             self._execution,
             strikes or {},
+            clock,
+            on_ended,
         )
 
     @property
@@ -125,6 +134,19 @@ class ConsumerRuntime:
     def in_flight(self) -> int:
         """How many deliveries are in this process, not settled yet."""
         return self._unfinished
+
+    @property
+    def window(self) -> int:
+        """How many deliveries it asks the broker for just now; 0 while it is held back."""
+        return self._intake.prefetch
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an event is being handled or begins at once; not one that an operator, the
+        breaker or the rate limit holds back."""
+        held, inside = self._intake.held, self._gate.inside
+        begins = self._unfinished > held + inside and held < self._consumer.slots
+        return bool(inside or begins)
 
     def beat(self) -> Beat:
         """Return what this process has to tell of itself."""
