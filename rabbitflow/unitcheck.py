@@ -20,6 +20,7 @@ NOT_COMPARED = (
     "RestartMaxDelaySec",
     "StateDirectory",
 )
+MANY = ("LoadCredential",)
 LISTS = ("After", "Wants", "PartOf", "WantedBy")
 DRAIN = "RABBITFLOW_SHUTDOWN_TIMEOUT_S"
 
@@ -30,7 +31,7 @@ WHY = {
     "OOMPolicy": "one consumer without memory would stop its neighbours",
     "TimeoutStopSec": "handlers would be killed before their drain deadline",
     "WatchdogSec": "a stuck handler would have its neighbours killed, or a stuck supervisor stay",
-    "LoadCredential": "the broker's URL, with its password, would have to be in the environment",
+    "LoadCredential": "a URL, with its password, would have to be in the environment",
     "LimitCORE": "a core would hold the broker's password",
 }
 
@@ -157,6 +158,8 @@ def _difference(directive: str, needed: Sequence[str], found: Sequence[str] | No
         return None if found else f"lacks {wanted}"
     if directive in AT_LEAST:
         is_enough = bool(found) and seconds(found[-1]) >= seconds(needed[-1])
+    elif directive in MANY:
+        is_enough = set(needed) <= set(found)
     elif directive in LISTS:
         is_enough = set(" ".join(needed).split()) <= set(" ".join(found).split())
     else:
@@ -171,8 +174,8 @@ def _of_environment(needed: Sequence[str], found: Sequence[str]) -> str | None:
         if name == DRAIN:
             if seconds(given.get(name, "0")) < seconds(value):
                 return f"lacks Environment={assignment}; the longest handler may run that long"
-        elif name == "RABBITFLOW_URL_FILE" and name not in given:
-            return f"lacks Environment={assignment}; the broker's URL is not read from there"
+        elif name.endswith("_URL_FILE") and name not in given:
+            return f"lacks Environment={assignment}; the URL is not read from the credential"
     return None
 
 

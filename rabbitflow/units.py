@@ -11,45 +11,16 @@ from pathlib import Path
 
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.settings import Settings
+from rabbitflow.unitfile import OLDEST_SYSTEMD, Host, Limits, service, sysusers, target, tmpfiles
 from rabbitflow.worker.discovery import Found
 
-OLDEST_SYSTEMD = 252  # Debian 12
-STEPPED_RESTART_SINCE = 254
 SHORTEST_WATCHDOG_S = 60
 LONGEST_WATCHDOG_S = 300
-HOMES = ("/home", "/root", "/run/user")
 
 SYSTEM = "systemd/system"
 TEMPLATE = "rabbitflow@.service"
 TARGET = "rabbitflow.target"
-
-_NOT_PLAIN = re.compile(r"[\s%$\"'\\]")
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """Where the units run, and as whom.
-
-    Fields:
-        venv: the virtualenv that rabbitflow and the consumers' libraries are installed in.
-        directory: from which the modules are imported.
-        user: no root.
-        systemd: the version that reads the units; an older one warns of directives it misses.
-        memory_max: of one worker, as systemd writes it; by the number of its consumers where None.
-    """
-
-    venv: Path = Path("/opt/rabbitflow/venv")
-    directory: Path = Path("/opt/rabbitflow")
-    user: str = "rabbitflow"
-    systemd: int = OLDEST_SYSTEMD
-    memory_max: str | None = None
-
-    def __post_init__(self) -> None:
-        for value in (str(self.venv), str(self.directory), self.user, self.memory_max or ""):
-            if _NOT_PLAIN.search(value):
-                raise ConfigurationError(
-                    f"{value!r} can't stand in a unit: no space, %, quote or $ in it, please"
-                )
+RELAY = "rabbitflow-relay.service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +38,6 @@ class Load:
     concurrencies: tuple[int, ...]
     longest_timeout_s: float | None
     metrics_port: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The numbers of one unit, in seconds."""
-
-    drain_s: int
-    stop_s: int
-    watchdog_s: int
-    tasks: int
-    memory: str
 
 
 def loads(consumers: Iterable[Found], first_port: int | None = None) -> list[Load]:
@@ -130,12 +90,16 @@ def limits(load: Load, host: Host, settings: Settings) -> Limits:
     )
 
 
-def written(loads: Sequence[Load], host: Host, settings: Settings) -> dict[str, str]:
-    """Return the files of a host by path below ``/etc``: a unit for each module, the target, the
-    account, the directory of the credential."""
+def written(
+    loads: Sequence[Load], host: Host, settings: Settings, *, with_relay: bool = False
+) -> dict[str, str]:
+    """Return the files of a host by path below ``/etc``: a unit for each module, one for the relay
+    where it is asked for, the target, the account, the directory of the credentials."""
     files = {
         f"{SYSTEM}/{instance(load.module)}": worker_unit(load, host, settings) for load in loads
     }
+    if with_relay:
+        files[f"{SYSTEM}/{RELAY}"] = relay_unit(host, settings)
     return {
         **files,
         f"{SYSTEM}/{TARGET}": target(),
@@ -146,9 +110,9 @@ def written(loads: Sequence[Load], host: Host, settings: Settings) -> dict[str, 
 
 def template(host: Host, settings: Settings) -> dict[str, str]:
     """Return the files of a host whose modules nobody has looked at, by path below ``/etc``: one
-    unit for any of them."""
+    unit for any of them, and the relay's."""
     return {
-        **written([], host, settings),
+        **written([], host, settings, with_relay=True),
         f"{SYSTEM}/{TEMPLATE}": worker_unit(USUAL, host, settings),
     }
 
@@ -195,161 +159,28 @@ def instance(module: str) -> str:
 
 def worker_unit(load: Load, host: Host, settings: Settings) -> str:
     """Return the unit of a module's worker; of :data:`USUAL`, the template."""
-    numbers = limits(load, host, settings)
     port = load.metrics_port
-    return _service(
+    return service(
         host,
+        limits(load, host, settings),
+        name="%i",
         description="rabbitflow worker %i",
         command="worker %i",
-        state="rabbitflow/%i",
-        start=(
-            *([f"Environment=RABBITFLOW_METRICS_PORT={port}"] if port is not None else []),
-            "EnvironmentFile=-/etc/rabbitflow/rabbitflow.env",
-            "EnvironmentFile=-/etc/rabbitflow/%i.env",
-        ),
-        numbers=numbers,
+        environment=[] if port is None else [f"RABBITFLOW_METRICS_PORT={port}"],
+        has_database=host.has_database,
+        is_worker=True,
     )
 
 
-def target() -> str:
-    """Return the target that groups every unit of a host."""
-    return """\
-[Unit]
-Description=rabbitflow workers of this host
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-
-def sysusers(host: Host) -> str:
-    """Return the account that the units run as, for systemd-sysusers."""
-    return f'u {host.user} - "rabbitflow workers" /var/lib/rabbitflow\n'
-
-
-def tmpfiles() -> str:
-    """Return who may read the credential, for systemd-tmpfiles: root, who hands it to the units."""
-    return """\
-d /etc/rabbitflow 0755 root root -
-z /etc/rabbitflow/url 0600 root root -
-"""
-
-
-def _service(
-    host: Host,
-    *,
-    description: str,
-    command: str,
-    state: str,
-    start: Sequence[str],
-    numbers: Limits,
-) -> str:
-    values: Mapping[str, object] = {
-        "description": description,
-        "user": host.user,
-        "directory": host.directory,
-        "drain_s": numbers.drain_s,
-        "start": "\n".join(start),
-        "exec": f"{host.venv}/bin/rabbitflow {command}",
-        "stop_s": numbers.stop_s,
-        "watchdog_s": numbers.watchdog_s,
-        "backoff": _BACKOFF if host.systemd >= STEPPED_RESTART_SINCE else "RestartSec=5",
-        "memory": numbers.memory,
-        "tasks": numbers.tasks,
-        "state": state,
-        "home": "read-only" if _is_at_home(host) else "yes",
-    }
-    return _SERVICE.format_map(values)
-
-
-def _is_at_home(host: Host) -> bool:
-    """Whether the code, or the Python it runs on, is where ``ProtectHome=yes`` would hide it."""
-    paths = (host.venv, host.directory, (host.venv / "bin/python").resolve())
-    return any(path.is_relative_to(home) for path in paths for home in HOMES)
-
-
-_BACKOFF = """\
-RestartSec=1
-RestartSteps=6
-RestartMaxDelaySec=60"""
-
-_SERVICE = """\
-# Written by `rabbitflow systemd`. Change it by a drop-in: systemctl edit UNIT
-
-[Unit]
-Description={description}
-PartOf=rabbitflow.target
-Wants=network-online.target
-After=network-online.target rabbitmq-server.service postgresql.service
-# Never given up: a broker may be away for longer than any limit.
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-NotifyAccess=main
-User={user}
-WorkingDirectory={directory}
-LoadCredential=url:/etc/rabbitflow/url
-Environment=RABBITFLOW_URL_FILE=%d/url
-Environment=RABBITFLOW_SHUTDOWN_TIMEOUT_S={drain_s}
-Environment=PYTHONUNBUFFERED=1
-{start}
-ExecStart={exec}
-ExecReload=/bin/kill -HUP $MAINPID
-# Only the supervisor is told to stop: a child that is told twice gives its events back at once.
-KillMode=mixed
-# The drain, and a little more; the worker asks for what it needs beyond that.
-TimeoutStopSec={stop_s}
-TimeoutStartSec=180
-# The supervisor replaces a stuck child long before; this is for a stuck supervisor.
-WatchdogSec={watchdog_s}
-Restart=on-failure
-{backoff}
-# A wrong configuration is not mended by another start.
-RestartPreventExitStatus=78
-# A child that needs too much memory is replaced; its neighbours stay.
-OOMPolicy=continue
-MemoryMax={memory}
-TasksMax={tasks}
-LimitNOFILE=65536
-# A core would hold the broker's password.
-LimitCORE=0
-StateDirectory={state}
-StateDirectoryMode=0700
-UMask=0077
-
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome={home}
-ProtectProc=invisible
-ProcSubset=pid
-ProtectClock=yes
-ProtectHostname=yes
-ProtectControlGroups=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-PrivateDevices=yes
-PrivateIPC=yes
-PrivateMounts=yes
-PrivateTmp=yes
-PrivateUsers=yes
-RemoveIPC=yes
-DevicePolicy=closed
-KeyringMode=private
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=rabbitflow.target
-"""
+def relay_unit(host: Host, settings: Settings) -> str:
+    """Return the unit of the relay, which announces what an outbox holds."""
+    return service(
+        host,
+        limits(Load("relay", (1,), settings.publish_timeout_s), host, settings),
+        name="relay",
+        description="rabbitflow relay of the outbox",
+        command="relay",
+        environment=[],
+        has_database=True,
+        is_worker=False,
+    )

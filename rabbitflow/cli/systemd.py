@@ -14,6 +14,7 @@ from rabbitflow.cli.options import EXIT_FAILED, errors_in_one_line, run, setting
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.project import project_modules
 from rabbitflow.unitcheck import Lack, check
+from rabbitflow.unitfile import OLDEST_SYSTEMD, Host
 from rabbitflow.worker.discovery import discover
 
 ETC = Path("/etc")
@@ -26,6 +27,8 @@ ETC = Path("/etc")
 @click.option("--directory", type=click.Path(path_type=Path), help="Of the modules; this one.")
 @click.option("--metrics-port", type=click.IntRange(1, 65000), default=9464, show_default=True)
 @click.option("--memory-max", metavar="SIZE", help="Of one worker, such as 2G.")
+@click.option("--database", "has_database", is_flag=True, help="Hand its URL to the workers.")
+@click.option("--relay", "with_relay", is_flag=True, help="A unit for the outbox's relay too.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Such as /etc.")
 @click.option("--template", "is_template", is_flag=True, help="One unit for any module.")
 @click.option("--check", "is_check", is_flag=True, help="Say what installed units lack.")
@@ -38,6 +41,8 @@ def systemd(
     directory: Path | None,
     metrics_port: int,
     memory_max: str | None,
+    has_database: bool,
+    with_relay: bool,
     output: Path | None,
     is_template: bool,
     is_check: bool,
@@ -51,18 +56,19 @@ def systemd(
     exits 1 where one lacks something. --template looks at no module: its unit rabbitflow@.service
     serves any, with a consumer's defaults.
     """
-    host = units.Host(
+    host = Host(
         venv=(venv or Path(sys.prefix)).absolute(),
         directory=(directory or Path.cwd()).absolute(),
         user=user,
-        systemd=units.OLDEST_SYSTEMD if is_template else units.systemd_version(),
+        systemd=OLDEST_SYSTEMD if is_template else units.systemd_version(),
         memory_max=memory_max,
+        has_database=has_database,
     )
     settings = settings_from(None, None)
     files = (
         units.template(host, settings)
         if is_template
-        else units.written(_loads(modules, metrics_port), host, settings)
+        else units.written(_loads(modules, metrics_port), host, settings, with_relay=with_relay)
     )
     if is_check:
         _print_lacks(check(output or ETC, files), as_json)

@@ -161,3 +161,20 @@ class Report:
         if self._phase is Phase.RELOADING:
             parts.insert(0, "reloading")
         return "; ".join(parts)
+
+
+async def tell(notifier: Notifier, is_ready: Callable[[], bool], status: Callable[[], str]) -> None:
+    """Tell systemd of a process without children until cancelled: ready once, alive while its event
+    loop turns, and how it is, at most once a second."""
+    watchdog_s = notifier.watchdog_s
+    pause_s = STATUS_EVERY_S if watchdog_s is None else min(STATUS_EVERY_S, watchdog_s / 3)
+    is_told, told = False, ""
+    while notifier.is_heard:
+        said = status()
+        if not is_told and is_ready():
+            is_told = notifier.ready(said)
+        elif said != told and notifier.status(said):
+            told = said
+        if watchdog_s is not None:
+            notifier.alive()
+        await asyncio.sleep(pause_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -146,6 +147,17 @@ def test_help_needs_no_extra_and_lists_every_command(installed: Installed, tmp_p
     shown = installed.run("--help", directory=tmp_path)
     assert shown.returncode == 0
     assert all(f"\n  {name} " in shown.stdout for name in COMMANDS)
+
+
+def test_help_is_there_within_600_ms_of_work(installed: Installed, tmp_path: Path) -> None:
+    def work_s() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        installed.run("--help", directory=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # Not the clock on the wall: others may be using the machine.
+    assert min(work_s() for _ in range(3)) < 0.6
 
 
 @pytest.mark.parametrize(

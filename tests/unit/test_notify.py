@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -17,7 +18,8 @@ import pytest
 from rabbitflow.observe import logs
 from rabbitflow.worker.notify import Notifier
 from rabbitflow.worker.process import Beat
-from rabbitflow.worker.report import REPLACED_WITHIN_S, Report
+from rabbitflow.worker.report import REPLACED_WITHIN_S, Report, tell
+from tests.harness.waiting import eventually
 
 
 class Ear:
@@ -303,3 +305,25 @@ def test_another_stream_than_the_journals_is_known(monkeypatch: pytest.MonkeyPat
     with Path("/dev/null").open("w") as stream:
         assert not logs.is_journal(stream)
     assert not logs.is_journal(StringIO())
+
+
+async def test_a_process_without_children_is_ready_once_and_alive_while_its_loop_turns(
+    ear: Ear,
+) -> None:
+    is_ready = False
+    telling = asyncio.create_task(tell(ear.notifier(0.03), lambda: is_ready, lambda: "3 waiting"))
+    heard: list[str] = []
+
+    def said(line: str) -> int:
+        heard.extend(line for datagram in ear.heard() for line in datagram)
+        return heard.count(line)
+
+    await eventually(lambda: said("WATCHDOG=1") >= 3)
+    assert said("STATUS=3 waiting") == 1
+    assert not said("READY=1")
+    is_ready = True
+    await eventually(lambda: said("READY=1"))
+    before = said("WATCHDOG=1")
+    await eventually(lambda: said("WATCHDOG=1") >= before + 3)
+    assert said("READY=1") == 1
+    telling.cancel()

@@ -13,12 +13,11 @@ import pytest
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.settings import Settings
 from rabbitflow.unitcheck import Lack, check, installed, parsed, seconds
+from rabbitflow.unitfile import STEPPED_RESTART_SINCE, Host
 from rabbitflow.units import (
-    STEPPED_RESTART_SINCE,
     SYSTEM,
     TEMPLATE,
     USUAL,
-    Host,
     Load,
     install,
     instance,
@@ -128,6 +127,29 @@ def test_a_module_is_a_unit_and_its_consumers_add_up() -> None:
         f"{SYSTEM}/rabbitflow.target",
         "sysusers.d/rabbitflow.conf",
         "tmpfiles.d/rabbitflow.conf",
+    }
+
+
+def test_a_database_is_handed_over_where_it_is_asked_for() -> None:
+    load = Load("shop.payment", (8,), 60.0)
+    given = parsed(worker_unit(load, Host(has_database=True), SETTINGS))
+    assert given["LoadCredential"] == [
+        "url:/etc/rabbitflow/url",
+        "database:/etc/rabbitflow/database",
+    ]
+    assert "RABBITFLOW_DATABASE_URL_FILE=%d/database" in given["Environment"]
+    assert parsed(of_a_payment())["LoadCredential"] == ["url:/etc/rabbitflow/url"]
+
+
+def test_the_relay_has_a_database_always_and_no_reload() -> None:
+    files = written([], HOST, SETTINGS, with_relay=True)
+    relay = parsed(files[f"{SYSTEM}/rabbitflow-relay.service"])
+    assert relay["ExecStart"] == ["/opt/rabbitflow/venv/bin/rabbitflow relay"]
+    assert "database:/etc/rabbitflow/database" in relay["LoadCredential"]
+    # It would end at a SIGHUP.
+    assert "ExecReload" not in relay
+    assert written([], HOST, SETTINGS).keys() == files.keys() - {
+        f"{SYSTEM}/rabbitflow-relay.service"
     }
 
 
