@@ -8,6 +8,7 @@ from rabbitflow.consumer import Consumer
 from rabbitflow.context import Context
 from rabbitflow.errors import (
     AccessRefused,
+    AlreadyHandled,
     BatchFailed,
     BrokerError,
     BrokerUnavailable,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessRefused",
+    "AlreadyHandled",
     "BatchFailed",
     "Breaker",
     "BrokerError",

@@ -46,6 +46,7 @@ class Handler:
         timeout_s: how long one run may take, in seconds; None for no limit.
         retry: the policy of its failures.
         batch: how many events one run gets; None for one event a run.
+        once: whether its work and the event's id are committed together.
     """
 
     event_type: str
@@ -53,6 +54,7 @@ class Handler:
     timeout_s: float | None
     retry: Retry
     batch: Batch | None = None
+    once: bool = False
 
 
 class Consumer:
@@ -69,6 +71,10 @@ class Consumer:
         breaker: stop taking events while most of them fail; None for never.
         rate_limit: how many events may begin, such as ``"50/s"`` or ``"600/m"``, in each process.
         upcasters: what turns old versions of events into new ones before handlers see them.
+        database: of handlers with ``once=True``, ``postgresql://…`` or ``sqlite:///file.db``;
+            ``RABBITFLOW_DATABASE_URL`` where it is not given.
+        from_beginning: where the consumer is new on the broker, begin with what the event log
+            keeps of its events; each comes once, also while publishers go on.
 
     Raises:
         ConfigurationError: the name or a number does not fit.
@@ -85,6 +91,8 @@ class Consumer:
         breaker: Breaker | None = None,
         rate_limit: str | None = None,
         upcasters: Upcasters | None = None,
+        database: str | None = None,
+        from_beginning: bool = False,
     ) -> None:
         if concurrency < 1:
             raise ConfigurationError(f"consumer {name}: concurrency is at least 1")
@@ -98,6 +106,8 @@ class Consumer:
         self.timeout_s = None if timeout is None else seconds(timeout)
         self.breaker = breaker
         self.rate = None if rate_limit is None else Rate.parse(rate_limit)
+        self.database = database
+        self.from_beginning = from_beginning
         self.module: str = sys._getframe(1).f_globals.get("__name__", "__main__")
         self._prefetch = prefetch
         self._upcasters = upcasters
@@ -136,6 +146,7 @@ class Consumer:
         *event_types: str,
         timeout: Duration | None = None,
         retry: Retry | None = None,
+        once: bool = False,
     ) -> Callable[[FunctionT], FunctionT]:
         """Register the decorated function as the handler of ``event_types``.
 
@@ -145,11 +156,15 @@ class Consumer:
         Args:
             timeout: of one run, in seconds or as ``"30s"``; the consumer's where not given.
             retry: the policy of this handler; the consumer's where not given.
+            once: give it a session of the consumer's database (an argument annotated with
+                SQLAlchemy's ``AsyncSession``, or ``Session`` for a plain ``def``), and commit its
+                work together with the event's id, so that a duplicate has no second effect. What
+                it announces through its context is kept in the same commit.
 
         Raises:
             ConfigurationError: no event type, a malformed one, or one that has a handler already.
         """
-        return self._registering(event_types, timeout, retry, None)
+        return self._registering(event_types, timeout, retry, None, once=once)
 
     def on_batch(
         self,
@@ -185,6 +200,8 @@ class Consumer:
         timeout: Duration | None,
         retry: Retry | None,
         batch: Batch | None,
+        *,
+        once: bool = False,
     ) -> Callable[[FunctionT], FunctionT]:
         if not event_types or not all(isinstance(name, str) for name in event_types):
             raise ConfigurationError(
@@ -195,7 +212,7 @@ class Consumer:
 
         def register(function: FunctionT) -> FunctionT:
             for event_type in event_types:
-                self._register(Handler(event_type, function, timeout_s, policy, batch))
+                self._register(Handler(event_type, function, timeout_s, policy, batch, once))
             return function
 
         return register
@@ -234,6 +251,11 @@ class Consumer:
                     handler.function,
                     is_batch=handler.batch is not None,
                     upcasters=self._upcasters_for(handler.function),
+                )
+            if signatures[handler.function].takes_session and not handler.once:
+                raise ConfigurationError(
+                    f"handler {where(handler.function)} of {self.name} takes a session: write"
+                    f' @{self.name}.on("{handler.event_type}", once=True)'
                 )
         return {
             event_type: signatures[handler.function]

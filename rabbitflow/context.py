@@ -31,6 +31,7 @@ class Context:
         attempt: which attempt this is; the first is 1.
         is_replay: whether it is delivered again on an operator's wish, from the dead letters or
             from the event log.
+        session: the database session of a handler with ``once=True``; no other context has one.
     """
 
     __slots__ = (
@@ -43,7 +44,9 @@ class Context:
         "bookmark",
         "consumer",
         "is_replay",
+        "session",
     )
+    session: Any
 
     def __init__(
         self,
@@ -66,6 +69,11 @@ class Context:
         self._announced = 0
         # Where its trace is, for a handler that runs in a task of many events.
         self.bookmark: Bookmark | None = None
+
+    def commit_with(self, session: Any, announcer: Announcer) -> None:
+        """Let the handler work in ``session``, and hand its follow-ups to ``announcer``."""
+        self.session = session
+        self._announcer = announcer
 
     @property
     def remaining_s(self) -> float | None:
@@ -92,7 +100,9 @@ class Context:
     async def publish(
         self, event_type: str, data: Any, *, id: str | None = None, **fields: Any
     ) -> Event[Any]:
-        """Announce a follow-up event and return it once the broker has confirmed it.
+        """Announce a follow-up event and return it once the broker has confirmed it. In a handler
+        with ``once=True`` it is kept with the handler's work instead, and announced when that is
+        committed.
 
         It carries this event's correlation id on (this event's own id where there is none) and
         this event's id as causation id. Its own id follows from this event, the consumer and the

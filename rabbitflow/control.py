@@ -20,12 +20,11 @@ from pamqp.commands import Basic
 from rabbitflow.broker import (
     ConfirmedChannel,
     Connection,
-    NotFound,
     lost_connections,
     open_channel,
     throwaway_channel,
 )
-from rabbitflow.declaration import declare
+from rabbitflow.declaration import declare, queue_exists
 from rabbitflow.errors import ConfigurationError, Unroutable
 from rabbitflow.publisher import CONTENT_TYPE, PERSISTENT
 from rabbitflow.settings import Settings
@@ -52,7 +51,7 @@ async def pause(consumer: str, settings: Settings) -> None:
     names = Names(settings.namespace)
     try:
         connection = await channel.connection()
-        if not await _exists(connection, names.queue(consumer), settings):
+        if not await queue_exists(connection, names.queue(consumer), settings):
             raise ConfigurationError(
                 f"{settings.shown_url} has no queue {names.queue(consumer)}, so no consumer named"
                 f" {consumer!r} ever ran there"
@@ -95,7 +94,7 @@ async def is_paused(connection: Connection, consumer: str, settings: Settings) -
     Raises:
         ConnectionLost: the connection ended.
     """
-    return await _exists(connection, Names(settings.namespace).paused(consumer), settings)
+    return await queue_exists(connection, Names(settings.namespace).paused(consumer), settings)
 
 
 async def listen(connection: Connection, settings: Settings, on_change: Callable[[], None]) -> None:
@@ -117,17 +116,6 @@ async def listen(connection: Connection, settings: Settings, on_change: Callable
             queue = own.queue or ""
             await channel.queue_bind(queue, Names(settings.namespace).control())
             await channel.basic_consume(queue, heard, no_ack=True)
-
-
-async def _exists(connection: Connection, queue: str, settings: Settings) -> bool:
-    try:
-        async with throwaway_channel(connection, settings) as channel:
-            with lost_connections():
-                async with asyncio.timeout(settings.connect_timeout_s):
-                    await channel.queue_declare(queue, passive=True)
-    except NotFound:
-        return False
-    return True
 
 
 async def _tell(channel: ConfirmedChannel, consumer: str, settings: Settings) -> None:

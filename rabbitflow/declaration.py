@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,7 +14,13 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
-from rabbitflow.broker import Channel, Connection, lost_connections, throwaway_channel
+from rabbitflow.broker import (
+    Channel,
+    Connection,
+    NotFound,
+    lost_connections,
+    throwaway_channel,
+)
 from rabbitflow.errors import AccessRefused, ConfigurationError, TopologyMismatch
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Binding, Exchange, Queue, Topology
@@ -64,6 +71,22 @@ async def declare(connection: Connection, topology: Topology, settings: Settings
             + "; a queue's arguments can't be changed in place: set the wanted value back, or empty"
             " and delete it, then start again"
         )
+
+
+async def queue_exists(connection: Connection, queue: str, settings: Settings) -> bool:
+    """Whether the broker has a queue of this name; needs no permission.
+
+    Raises:
+        ConnectionLost: the connection ended.
+    """
+    try:
+        async with throwaway_channel(connection, settings) as channel:
+            with lost_connections():
+                async with asyncio.timeout(settings.connect_timeout_s):
+                    await channel.queue_declare(queue, passive=True)
+    except NotFound:
+        return False
+    return True
 
 
 async def verify(connection: Connection, topology: Topology, settings: Settings) -> None:

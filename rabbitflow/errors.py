@@ -98,6 +98,11 @@ class DeadLetter(RabbitflowError):
         self.reason = reason
 
 
+class AlreadyHandled(RabbitflowError):
+    """Raised by a handler: this event's effect is there already; acknowledge it, and count it as a
+    duplicate. Handlers with ``once=True`` need not raise it."""
+
+
 class BatchFailed(RabbitflowError):
     """Raised by a batch handler: these events failed, the others of the batch are done.
 

@@ -48,6 +48,8 @@ class Settings(BaseSettings):
         database_url: of the event store, ``sqlite:///file.db`` or ``postgresql://…``; kept secret
             when printed.
         database_url_file: a file that holds that URL; wins over ``database_url``.
+        inbox_keep_days: how long a consumer remembers which events it handled once, in days; longer
+            than an event may wait among dead letters or come back by a replay.
         metrics_host: address of ``/metrics``, ``/healthz`` and ``/readyz``.
         metrics_port: their port; 0 for none.
     """
@@ -77,6 +79,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=_default_state_dir)
     database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
     database_url_file: Path | None = None
+    inbox_keep_days: Annotated[float, Field(gt=0)] = 30.0
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
 

@@ -19,6 +19,9 @@ from rabbitflow.upcast import Upcasters, UpcastingDecoder
 HandlerFunction = Callable[..., Any]
 Call = Callable[[Any, Any], Any]
 
+_SESSIONS = frozenset(
+    {"sqlalchemy.orm.session.Session", "sqlalchemy.ext.asyncio.session.AsyncSession"}
+)
 _ASKS = "annotate it with Event[Model], Context, or the type of the event's data"
 
 
@@ -31,11 +34,14 @@ class Signature:
         call: runs the function with the arguments its annotations ask for; for an ``async def``
             it returns the awaitable.
         is_async: whether the result is awaited; a plain ``def`` runs in a thread.
+        takes_session: whether it asks for a database session, which handlers with ``once=True``
+            get.
     """
 
     decode: EventDecoder[Any]
     call: Call
     is_async: bool
+    takes_session: bool = False
 
 
 def where(function: HandlerFunction) -> str:
@@ -88,7 +94,7 @@ def resolve(
         pick, data_type = _source_of(function, parameter.name, hint, is_batch=is_batch)
         if is_optional and pick in (_the_data, _each_data):
             continue  # a default is the author's own value, such as an injected client
-        if pick not in (_the_context, _each_context):
+        if pick not in (_the_context, _each_context, _the_session):
             data_types.append(data_type)
         if parameter.kind is parameter.KEYWORD_ONLY:
             keyword[parameter.name] = pick
@@ -106,7 +112,10 @@ def resolve(
         reason = str(error).splitlines()[0]
         raise _fault(function, f"its data type can't be validated: {reason}") from error
     return Signature(
-        decode, _caller(function, positional, keyword), is_coroutine_function(function)
+        decode,
+        _caller(function, positional, keyword),
+        is_coroutine_function(function),
+        takes_session=_the_session in (*positional, *keyword.values()),
     )
 
 
@@ -123,9 +132,22 @@ def _source_of(
         pick = _the_event
         arguments = hint.__pydantic_generic_metadata__["args"]
         data_type = arguments[0] if arguments else Any
+    elif (session := _session_type(hint)) is not None:
+        if is_batch:
+            raise _fault(function, "a batch handler gets no session; once=True is for one event")
+        if session.endswith("AsyncSession") is not is_coroutine_function(function):
+            raise _fault(function, "an async def takes an AsyncSession, and a def a Session")
+        return _the_session, Any
     else:
         pick, data_type = _the_data, hint
     return _BATCHED[pick] if is_batch else pick, data_type
+
+
+def _session_type(hint: Any) -> str | None:
+    """Return the name of SQLAlchemy's session that ``hint`` is; SQLAlchemy is not needed for it."""
+    lineage = hint.__mro__ if isinstance(hint, type) else ()
+    names = [f"{each.__module__}.{each.__qualname__}" for each in lineage]
+    return next((name for name in names if name in _SESSIONS), None)
 
 
 def _the_event(event: Event[Any], context: Context) -> Any:
@@ -138,6 +160,10 @@ def _the_data(event: Event[Any], context: Context) -> Any:
 
 def _the_context(event: Event[Any], context: Context) -> Any:
     return context
+
+
+def _the_session(event: Event[Any], context: Context) -> Any:
+    return context.session
 
 
 def _each_data(events: Any, contexts: Any) -> Any:

@@ -15,7 +15,7 @@ from rabbitflow.settings import Settings
 
 CONSUMER_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
-_RESERVED_NAMES = frozenset({"dead", "paused"})
+_RESERVED_NAMES = frozenset({"backfill", "dead", "paused"})
 
 RETRY_BUCKETS_S: tuple[int, ...] = tuple(1 << power for power in range(17))
 """1 s to 65,536 s (18 h). A longer delay waits in the last bucket with its own expiration."""
@@ -35,6 +35,11 @@ ATTEMPT = "x-rabbitflow-attempt"
 FIRST_FAILED_AT = "x-rabbitflow-first-failed-at"
 REPLAYS = "x-rabbitflow-replays"
 REPLAYED_FROM_LOG = "x-rabbitflow-from-log"
+"""The offset in its event log of a copy that a replay made."""
+LOG_MARK = "x-rabbitflow-log-mark"
+"""On a message in an event log that is no event: it says how far the log went at some moment."""
+BACKFILL_NOTE = "x-rabbitflow-backfill-note"
+"""On a message in the journal of a back-fill that is no event: how far the past is copied."""
 REASON = "x-rabbitflow-reason"
 EXCEPTION_TYPE = "x-rabbitflow-exception-type"
 EXCEPTION_MESSAGE = "x-rabbitflow-exception-message"
@@ -60,6 +65,7 @@ CAUSE_HEADERS = (
 )
 DELIVERY_COUNT = "x-delivery-count"
 STREAM_OFFSET = "x-stream-offset"
+"""As a header of a delivery where it lies in its stream; as an argument where to begin."""
 DEATH = "x-death"
 FIRST_DEATH_EXCHANGE = "x-first-death-exchange"
 
@@ -169,6 +175,15 @@ class Names:
         """The queue whose existence says that the consumer is paused, on every host."""
         return self._of(f"{consumer}.paused")
 
+    def backfill(self, consumer: str) -> str:
+        """The journal of a consumer's back-fill, and the exchange that feeds both it and the queue.
+        The journal exists while the past is not copied yet."""
+        return self._of(f"{consumer}.backfill")
+
+    def backfill_lock(self, consumer: str) -> str:
+        """The exclusive queue of whoever copies the past to a consumer."""
+        return self._of(f"{consumer}.backfill.lock")
+
     def control(self) -> str:
         """The exchange on which operators pause and resume consumers on every host."""
         return self._of("rabbitflow.control")
@@ -243,6 +258,27 @@ def pause_topology(consumer: str, settings: Settings) -> Topology:
     remembers, and what anybody may look for without any permission."""
     names = Names(settings.namespace)
     return Topology(queues=(Queue(names.paused(consumer), _holding(settings.queue_type)),))
+
+
+def journal_topology(consumer: str, settings: Settings) -> Topology:
+    """Return the journal of a consumer's back-fill. It is a stream: whoever goes on after a kill
+    reads it from its beginning, and a quorum queue hands out 2,000 unsettled messages at most."""
+    journal = Names(settings.namespace).backfill(consumer)
+    return Topology(queues=(Queue(journal, {"x-queue-type": "stream"}),))
+
+
+def bridge_topology(consumer: str, settings: Settings) -> Topology:
+    """Return the exchange by which a live event reaches a consumer's queue and the journal of its
+    back-fill in one routing, or neither of them."""
+    names = Names(settings.namespace)
+    bridge = names.backfill(consumer)
+    return Topology(
+        exchanges=(Exchange(bridge),),
+        bindings=(
+            Binding(names.backfill(consumer), bridge),
+            Binding(names.queue(consumer), bridge),
+        ),
+    )
 
 
 def control_topology(settings: Settings) -> Topology:

@@ -23,6 +23,10 @@ class Named(NamedTuple):
 
 
 COMMANDS = {
+    "audit": Named(
+        "rabbitflow.cli.audit:audit",
+        "Show what happened, what it led to, and what each consumer did about it.",
+    ),
     "broker": Named(
         "rabbitflow.cli.broker:broker",
         "Run an AMQP 0-9-1 broker for development and tests.",
@@ -35,6 +39,10 @@ COMMANDS = {
         "rabbitflow.cli.dlq:dlq",
         "Look at the dead letters of consumers, replay, mend, export and purge them.",
     ),
+    "log": Named(
+        "rabbitflow.cli.log:log",
+        "Read the event log: what is announced, live, and what was.",
+    ),
     "pause": Named(
         "rabbitflow.cli.control:pause",
         "Stop CONSUMER from taking events, on every host, until it is resumed.",
@@ -42,6 +50,18 @@ COMMANDS = {
     "publish": Named(
         "rabbitflow.cli.publish:publish",
         "Announce that TYPE happened, and print its id once the broker has it safe.",
+    ),
+    "record": Named(
+        "rabbitflow.cli.record:record",
+        "Append announced events to the event store, for keeps beyond the log.",
+    ),
+    "relay": Named(
+        "rabbitflow.cli.relay:relay",
+        "Announce the events that an outbox holds.",
+    ),
+    "replay": Named(
+        "rabbitflow.cli.replay:replay",
+        "Put past events into one consumer's queue once more.",
     ),
     "resume": Named(
         "rabbitflow.cli.control:resume",

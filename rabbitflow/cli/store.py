@@ -138,7 +138,7 @@ def export(
 async def _open(database: str | None, upcasters: str | None = None) -> AsyncIterator[EventStore]:
     """Open the store to look into it: nothing is created."""
     url = load_settings(database_url=database).database_url.get_secret_value()
-    registry = None if upcasters is None else _named(upcasters)
+    registry = None if upcasters is None else named(upcasters)
     if registry is not None and not isinstance(registry, Upcasters):
         raise ConfigurationError(f"{upcasters} is no Upcasters")
     async with EventStore(url, upcasters=registry, create=False, snapshot_every=0) as store:
@@ -168,7 +168,7 @@ async def _state(
     database: str | None,
 ) -> None:
     moment = as_of(until) if until else None
-    function = _named(fold)
+    function = named(fold)
     try:
         given = None if initial is None else from_json(initial)
     except ValueError as error:
@@ -205,7 +205,7 @@ async def _export(
         return count
 
 
-def _named(path: str) -> Any:
+def named(path: str) -> Any:
     """Return what MODULE:NAME names; the current directory is where modules are looked for."""
     module, _, name = path.partition(":")
     if not module or not name:

@@ -77,6 +77,31 @@ class PublisherCollector(Collector):
         yield from _published(self._metrics.figures())
 
 
+class RelayCollector(Collector):
+    """Shows an outbox as its relay sees it, and what the relay announces.
+
+    Args:
+        outbox: returns the figures: active, waiting, lag in seconds, refused, relayed.
+        metrics: of the relay's publisher.
+    """
+
+    def __init__(self, outbox: Callable[[], Mapping[str, float]], metrics: PublishMetrics) -> None:
+        self._outbox = outbox
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families of a relay."""
+        figures = self._outbox()
+        for name, figure, documentation in (
+            ("relay_active", "active", "Whether this relay announces, and does not stand by."),
+            ("outbox_waiting", "waiting", "Events of the outbox that are not announced yet."),
+            ("outbox_lag_seconds", "lag_s", "How long the oldest of them has waited."),
+            ("outbox_refused", "refused", "Events of the outbox that can't be announced."),
+        ):
+            yield GaugeMetricFamily(f"rabbitflow_{name}", documentation, value=figures[figure])
+        yield from _published(self._metrics.figures())
+
+
 def _handled(states: Mapping[str, ConsumerState]) -> Iterator[Metric]:
     labels = ["consumer", "event_type"]
     ended = CounterMetricFamily(

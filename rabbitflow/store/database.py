@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sqlalchemy import create_engine
 from sqlalchemy import event as hooks
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -95,6 +96,23 @@ class Database:
         )
         hooks.listen(engine.sync_engine, "connect", _set_pragmas)
         hooks.listen(engine.sync_engine, "begin", _begin)
+        return engine
+
+    def sync_engine(self, **options: Any) -> Engine:
+        """Return an engine for code without an event loop, as :meth:`engine`."""
+        if self.dialect == "postgresql":
+            return create_engine(self.url, **options)
+        engine = create_engine(
+            self.url.set(drivername="sqlite"),
+            connect_args={
+                "timeout": BUSY_TIMEOUT_S,
+                "isolation_level": None,
+                "check_same_thread": False,
+            },
+            **options,
+        )
+        hooks.listen(engine, "connect", _set_pragmas)
+        hooks.listen(engine, "begin", _begin)
         return engine
 
 

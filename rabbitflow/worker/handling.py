@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from rabbitflow.consumer import Batch, Consumer, Handler
 from rabbitflow.context import Context
-from rabbitflow.errors import EventError, RabbitflowError
+from rabbitflow.errors import AlreadyHandled, EventError, RabbitflowError
 from rabbitflow.event import Event
 from rabbitflow.observe.logs import being_handled
 from rabbitflow.observe.metrics import (
     DEAD_LETTERED,
+    DUPLICATE,
     RETRIED,
     SUCCEEDED,
     UNKNOWN_TYPE,
@@ -147,11 +148,12 @@ class Handling:
         began = time.perf_counter()
         raised = await self._attempt(delivery, handler, signature, event)
         metrics.run.observe(time.perf_counter() - began)
-        if raised is None:
+        if raised is None or isinstance(raised, AlreadyHandled):
             delivery.ack()
-            metrics.ended(SUCCEEDED)
+            outcome = SUCCEEDED if raised is None else DUPLICATE
+            metrics.ended(outcome)
             if self._on_ended is not None:
-                self._on_ended(event, SUCCEEDED)
+                self._on_ended(event, outcome)
             return False
         failed_at = self._clock.utc()
         first_failed_at = delivery.first_failed_at(failed_at)
@@ -235,7 +237,9 @@ class Handling:
                 being_handled.set(None)
                 now = self._clock.utc()
                 failure = Failure(error, delivery.attempt, now, now)
-                if not runs_left or not handler.retry.is_worth_retrying(failure):
+                if isinstance(error, AlreadyHandled) or not runs_left:
+                    return error
+                if not handler.retry.is_worth_retrying(failure):
                     return error
                 runs_left -= 1
             else:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tenacity import (
     AsyncRetrying,
@@ -21,10 +22,12 @@ from rabbitflow.breaker import BreakerState
 from rabbitflow.consumer import Consumer
 from rabbitflow.control import is_paused, listen
 from rabbitflow.declaration import declare, verify
-from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable
+from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable, StoreError
+from rabbitflow.log import backfill
 from rabbitflow.publisher import Publisher
 from rabbitflow.settings import Settings
-from rabbitflow.topology import Names, consumer_topology
+from rabbitflow.signature import Signature
+from rabbitflow.topology import Names, Topology, consumer_topology
 from rabbitflow.worker.clock import Clock, SteadyClock
 from rabbitflow.worker.delivery import Delivery
 from rabbitflow.worker.execution import Execution
@@ -37,6 +40,9 @@ from rabbitflow.worker.settlement import Settlement
 from rabbitflow.worker.subscription import Subscription
 from rabbitflow.worker.suspects import Strike, SuspectNote
 from rabbitflow.worker.waiting import first_of
+
+if TYPE_CHECKING:
+    from rabbitflow.store.inbox import DatabaseInbox
 
 CHECK_EVERY_S = 10.0
 GIVE_UP_AFTER_S = 60.0
@@ -96,6 +102,7 @@ class ConsumerRuntime:
         self._stopping = asyncio.Event()
         self._stopping_now = asyncio.Event()
         self._told = asyncio.Event()
+        self._lacks_past = asyncio.Event()
         self._subscription: Subscription | None = None
         self._has_subscribed = False
         self._was_broken = False
@@ -105,9 +112,10 @@ class ConsumerRuntime:
             consumer.name, self._names, self._publisher.channel, self._declare_again
         )
         self._execution = Execution(consumer.concurrency, self._replace)
+        self._once: DatabaseInbox | None = None
         self.handling = Handling(
             consumer,
-            consumer.resolve(),
+            self._signatures(),
             settings,
             self._publisher,
             self._settlement,
@@ -116,6 +124,21 @@ class ConsumerRuntime:
             clock,
             on_ended,
         )
+
+    def _signatures(self) -> dict[str, Signature]:
+        consumer, settings = self._consumer, self._settings
+        signatures = consumer.resolve()
+        if any(handler.once for handler in consumer.handlers.values()):
+            from rabbitflow.store.inbox import DatabaseInbox  # noqa: PLC0415 - the extra store
+
+            url = consumer.database or settings.database_url.get_secret_value()
+            self._once = DatabaseInbox(
+                consumer.name, url, self._publisher, settings, consumer.concurrency
+            )
+            for event_type, handler in consumer.handlers.items():
+                if handler.once:
+                    signatures[event_type] = self._once.once(signatures[event_type])
+        return signatures
 
     @property
     def is_ready(self) -> bool:
@@ -194,6 +217,8 @@ class ConsumerRuntime:
         ]
         consuming = asyncio.create_task(self._consume(), name=f"{self._consumer.name}-consuming")
         tasks = [consuming, *workers]
+        if self._consumer.from_beginning:
+            tasks.append(asyncio.create_task(self._copy_past()))
         try:
             # A worker task ends by a defect only, and that must not go unnoticed.
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -207,8 +232,17 @@ class ConsumerRuntime:
             await self.handling.close()
             if self._subscription is not None:
                 await self._subscription.close()
+            if self._once is not None:
+                await self._once.close()
             await self._publisher.close()
             self._execution.close()
+
+    async def _copy_past(self) -> None:
+        """See to it, whenever the queue was made anew, that the past is copied to it."""
+        while True:
+            await self._lacks_past.wait()
+            await backfill.copy_past(self._consumer.name, self._topology(), self._settings)
+            self._lacks_past.clear()
 
     async def _consume(self) -> None:
         await self._stay_subscribed()
@@ -227,7 +261,7 @@ class ConsumerRuntime:
         while not self._stopping.is_set():
             try:
                 await again(self._subscribe)
-            except BrokerError as error:
+            except (BrokerError, StoreError) as error:
                 if not self._has_subscribed and isinstance(error, AccessRefused):
                     raise
                 raise BrokerLost(f"{self._consumer.name} could not subscribe: {error}") from error
@@ -237,7 +271,7 @@ class ConsumerRuntime:
     @staticmethod
     def _is_passing(error: BaseException) -> bool:
         # Credentials are not tried twice: whoever supervises may have newer ones.
-        return isinstance(error, BrokerError) and not isinstance(error, AccessRefused)
+        return isinstance(error, BrokerError | StoreError) and not isinstance(error, AccessRefused)
 
     def _warn(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -248,6 +282,8 @@ class ConsumerRuntime:
             return
         name = f"rabbitflow {self._consumer.name} {os.getpid()}"
         queue = self._names.queue(self._consumer.name)
+        if self._once is not None:
+            await self._once.open()
         subscription = await Subscription.open(self._settings, name, queue, self._receive)
         try:
             await self._declare_or_verify()
@@ -392,15 +428,22 @@ class ConsumerRuntime:
                 if self._note is not None:
                     self._note.survived()
 
+    def _topology(self) -> Topology:
+        consumer = self._consumer
+        return consumer_topology(
+            consumer.name, consumer.event_types, self._retry_buckets_s, self._settings
+        )
+
     async def _declare_or_verify(self, bucket_s: int | None = None) -> None:
         consumer, settings = self._consumer, self._settings
         if bucket_s is not None and bucket_s not in self._retry_buckets_s:
             self._retry_buckets_s.append(bucket_s)
-        topology = consumer_topology(
-            consumer.name, consumer.event_types, self._retry_buckets_s, settings
-        )
+        topology = self._topology()
         connection = await self._publisher.channel.connection()
-        if settings.declare:
+        if consumer.from_beginning:
+            if await backfill.begin(connection, consumer.name, topology, settings):
+                self._lacks_past.set()
+        elif settings.declare:
             await declare(connection, topology, settings)
         else:
             await verify(connection, topology, settings)

@@ -130,9 +130,11 @@ class Probe:
             names.queue(consumer),
             names.dead(consumer),
             names.paused(consumer),
+            names.backfill(consumer),
             *(names.retry(consumer, bucket_s) for bucket_s in RETRY_BUCKETS_S),
         ):
             self._channel.queue_delete(queue)
+        self._channel.exchange_delete(names.backfill(consumer))
 
     def remove_event(self, event_type: str) -> None:
         """Remove what an event of the namespace may have."""

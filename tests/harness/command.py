@@ -13,13 +13,16 @@ from rabbitflow.settings import Settings
 class Command:
     """Runs ``rabbitflow ARGUMENT…`` in a directory, with the broker and namespace of a test."""
 
-    def __init__(self, settings: Settings, directory: Path) -> None:
+    def __init__(self, settings: Settings, directory: Path, **env: str) -> None:
         self.directory = directory
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONUNBUFFERED": "1",
             "RABBITFLOW_URL": settings.broker_url,
             "RABBITFLOW_NAMESPACE": settings.namespace or "",
+            "RABBITFLOW_STATE_DIR": str(settings.state_dir),
+            **env,
         }
 
     def __call__(
@@ -33,17 +36,19 @@ class Command:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start it, and leave it running."""
+    def start(
+        self, *arguments: str, stdout: int = subprocess.DEVNULL, **env: str
+    ) -> subprocess.Popen[bytes]:
+        """Start it, and leave it running; what it prints is read where ``stdout`` is a pipe."""
         return subprocess.Popen(
             [sys.executable, "-m", "rabbitflow", *arguments],
             cwd=self.directory,
-            env=self._environment,
+            env={**self._environment, **env},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=subprocess.DEVNULL,
         )

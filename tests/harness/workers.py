@@ -48,9 +48,10 @@ class Worker:
         self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
 
-    def module(self, name: str, source: str) -> None:
+    def module(self, name: str, source: str) -> Self:
         """Write a module of the package; it can use everything in PREAMBLE."""
         (self._package / f"{name}.py").write_text(PREAMBLE + textwrap.dedent(source))
+        return self
 
     def environment(self, **further: str) -> dict[str, str]:
         """What the command is given: everything by environment, nothing secret by argv."""
