@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test lint types layers unit faults bench deploy-test units clean
 
 help:  ## Show what can be done
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(STAMP)  ## Run all eight services and publish the two sample events
 	$(BIN)/python -m workers.demo

@@ -89,8 +89,8 @@ class Report:
             self._enter(Phase.READY)
         else:
             self._tell_status(now)
-        if self._phase in (Phase.RELOADING, Phase.STOPPING) and now >= self._next_extension:
-            # Bounded: the supervisor itself ends a drain at its deadline.
+        if self._phase is Phase.STOPPING and now >= self._next_extension:
+            # Bounded, unlike a reload: the supervisor itself ends a drain at its deadline.
             self._notifier.extend(EXTEND_BY_S)
             self._next_extension = now + EXTEND_BY_S / 3
         watchdog_s = self._notifier.watchdog_s
