@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 Outcome = Appended | Exception
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
 
 
 def listener_name() -> str:
@@ -117,9 +118,15 @@ class PostgresJournal:
             async with asyncio.timeout(TIMEOUT_S):
                 writer = await self._connected()
                 if len(batch) == 1:
-                    return [await self._call(writer, batch[0])]
-                async with writer.transaction():
-                    return [await self._call(writer, append) for append in batch]
+                    cursor = await self._call(writer, batch[0])
+                    return [await _outcome(cursor, batch[0])]
+                # All calls are sent before the first answer is waited for.
+                async with writer.pipeline(), writer.transaction():
+                    cursors = [await self._call(writer, append) for append in batch]
+                    return [
+                        await _outcome(cursor, append)
+                        for cursor, append in zip(cursors, batch, strict=True)
+                    ]
         except errors.UniqueViolation as error:
             if len(batch) == 1:
                 said = error.diag.message_detail or error
@@ -161,12 +168,12 @@ class PostgresJournal:
         if writer is not None:
             await writer.close()
 
-    async def _call(self, writer: Connection, append: Append) -> Outcome:
+    async def _call(self, writer: Connection, append: Append) -> Cursor:
         columns = list(zip(*append.written, strict=True))
         ids, types, versions, timestamps, recorded, data, sources, correlations, causes, keys = (
             list(column) for column in columns
         )
-        cursor = await writer.execute(
+        return await writer.execute(
             _APPEND,
             (
                 append.stream,
@@ -185,12 +192,6 @@ class PostgresJournal:
             ),
             prepare=True,
         )
-        row = await cursor.fetchone()
-        assert row is not None  # a function with OUT parameters returns one row
-        version, position = row
-        if position is None:
-            return ConcurrencyError(append.stream, append.expected or 0, version)
-        return Appended(version, position)
 
     async def _listen(self) -> None:
         """Ring the bell for every commit that the server tells of; connect again when lost."""
@@ -208,3 +209,12 @@ class PostgresJournal:
                     extra={"database": self._database.shown, "error": str(error)},
                 )
             await asyncio.sleep(_RECONNECT_S)
+
+
+async def _outcome(cursor: Cursor, append: Append) -> Outcome:
+    row = await cursor.fetchone()
+    assert row is not None  # a function with OUT parameters returns one row
+    version, position = row
+    if position is None:
+        return ConcurrencyError(append.stream, append.expected or 0, version)
+    return Appended(version, position)

@@ -180,13 +180,12 @@ async def test_a_store_is_not_made_where_it_should_be_there(store_url: str, tmp_
 
 
 async def test_a_role_that_may_only_append_and_read_is_enough(
-    store: EventStore, postgres_server: str | None
+    postgres_url: str, postgres_server: str
 ) -> None:
-    if store.database.dialect != "postgresql":
-        pytest.skip("SQLite has no roles")
-    assert postgres_server is not None
-    role = f"teller_{id(store)}"
-    schema = store.database.url.query["options"].split("=")[1]  # type: ignore[union-attr]
+    async with EventStore(postgres_url) as store:
+        url = store.database.url.set(drivername="postgresql")
+    schema = str(url.query["options"]).split("=")[1]
+    role = f"teller_{schema}"
     with psycopg.connect(postgres_server, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {role} LOGIN")
         try:
@@ -194,8 +193,8 @@ async def test_a_role_that_may_only_append_and_read_is_enough(
             admin.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}")
             admin.execute(f"GRANT INSERT ON {schema}.rabbitflow_events TO {role}")
             admin.execute(f"GRANT INSERT, UPDATE ON {schema}.rabbitflow_streams TO {role}")
-            url = store.database.url.set(drivername="postgresql", username=role)
-            async with EventStore(url.render_as_string(hide_password=False)) as restricted:
+            theirs = url.set(username=role).render_as_string(hide_password=False)
+            async with EventStore(theirs) as restricted:
                 assert (await restricted.append("a", event())).version == 1
         finally:
             admin.execute(f"DROP OWNED BY {role}")

@@ -139,6 +139,15 @@ async def test_an_event_that_was_altered_with_its_hash_is_missed_by_the_next(
     assert ("altered", "a", 3, 5) in await faults(store)
 
 
+async def test_a_last_event_that_was_altered_with_its_hash_is_missed_by_the_noted_end(
+    store: EventStore, tamper: Execute
+) -> None:
+    await fill(store)
+    forged = "'\\x" + "ab" * 32 + "'" if store.database.dialect == "postgresql" else "zeroblob(32)"
+    tamper(f"UPDATE rabbitflow_events SET data = '8', hash = {forged} WHERE position = 5")
+    assert ("altered", "a", 3, None) in await faults(store)
+
+
 async def test_a_removed_event_is_named(store: EventStore, tamper: Execute) -> None:
     await fill(store)
     tamper("DELETE FROM rabbitflow_events WHERE position = 2")
