@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import (
@@ -236,37 +236,15 @@ class EventStore:
         )
         return int(rows[0][0])
 
-    @overload
     async def rebuild(
         self,
         stream: str,
-        fold: type[StateT],
+        fold: type[StateT] | Fold[StateT],
         initial: StateT | None = None,
         *,
         until: datetime | None = None,
         to_version: int | None = None,
-    ) -> StateT: ...
-
-    @overload
-    async def rebuild(
-        self,
-        stream: str,
-        fold: Fold[StateT],
-        initial: StateT | None = None,
-        *,
-        until: datetime | None = None,
-        to_version: int | None = None,
-    ) -> StateT: ...
-
-    async def rebuild(
-        self,
-        stream: str,
-        fold: Any,
-        initial: Any = None,
-        *,
-        until: datetime | None = None,
-        to_version: int | None = None,
-    ) -> Any:
+    ) -> StateT:
         """Return the state that the events of a stream lead to, now or as it was.
 
         Args:
@@ -286,12 +264,12 @@ class EventStore:
     async def load(
         self,
         stream: str,
-        fold: Any,
-        initial: Any = None,
+        fold: type[StateT] | Fold[StateT],
+        initial: StateT | None = None,
         *,
         until: datetime | None = None,
         to_version: int | None = None,
-    ) -> Rebuilt[Any]:
+    ) -> Rebuilt[StateT]:
         """Return what :meth:`rebuild` does, and the version it is the state of."""
         checked_stream(stream)
         return await rebuild(self, stream, fold, initial, aware(until), to_version)
@@ -299,9 +277,9 @@ class EventStore:
     async def decide(
         self,
         stream: str,
-        fold: Any,
-        decision: Callable[[Any], Event[Any] | Sequence[Event[Any]]],
-        initial: Any = None,
+        fold: type[StateT] | Fold[StateT],
+        decision: Callable[[StateT], Event[Any] | Sequence[Event[Any]]],
+        initial: StateT | None = None,
         *,
         attempts: int = 10,
     ) -> Appended:
