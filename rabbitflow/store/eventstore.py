@@ -26,7 +26,7 @@ from rabbitflow.store.journal import Append, Appended, Journal
 from rabbitflow.store.migration import migrate, require_migrated
 from rabbitflow.store.postgres import PostgresJournal
 from rabbitflow.store.rebuild import Rebuilt, rebuild
-from rabbitflow.store.recorded import Recorded, Row, checked_stream, digest, read, write
+from rabbitflow.store.recorded import Recorded, checked_stream, digest, read, write
 from rabbitflow.store.selection import Selection, aware
 from rabbitflow.store.sqlite import SqliteJournal
 from rabbitflow.store.subscription import subscribe
@@ -331,23 +331,29 @@ class EventStore:
     async def pages(self, selection: Selection, size: int = PAGE) -> AsyncIterator[list[Recorded]]:
         """Yield what ``selection`` names in lists of ``size`` at most; no transaction stays open
         between them, and as nothing ever changes, none is needed."""
-        while True:
-            page = await self.page(selection, size)
-            if page:
-                yield page
-            if len(page) < size:
-                return
-            selection = selection.after(page[-1])
-
-    async def rows(self, selection: Selection, size: int = PAGE) -> list[Row]:
-        """Return the first ``size`` rows of what ``selection`` names, as they are kept."""
-        sql, parameters = selection.sql(self.journal.dialect, size)
-        return [Row._make(row) for row in await self.journal.fetch(sql, parameters)]
+        async for rows in self.rows(selection, size):
+            yield self._recorded(rows)
 
     async def page(self, selection: Selection, size: int) -> list[Recorded]:
         """Return the first ``size`` events of what ``selection`` names."""
+        return self._recorded(await self._fetch(selection, size))
+
+    async def rows(self, selection: Selection, size: int = PAGE) -> AsyncIterator[list[Any]]:
+        """Yield what :meth:`pages` does as it is kept: tuples in the order of ``Row``."""
+        while True:
+            rows = await self._fetch(selection, size)
+            if rows:
+                yield rows
+            if len(rows) < size:
+                return
+            selection = selection.after(rows[-1])
+
+    async def _fetch(self, selection: Selection, size: int) -> list[Any]:
         sql, parameters = selection.sql(self.journal.dialect, size)
-        page = [read(row) for row in await self.journal.fetch(sql, parameters)]
+        return await self.journal.fetch(sql, parameters)
+
+    def _recorded(self, rows: list[Any]) -> list[Recorded]:
+        page = [read(row) for row in rows]
         if self.upcasters is None:
             return page
         upcast = self.upcasters.apply

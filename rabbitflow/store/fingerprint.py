@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
 
-def fingerprint(functions: Iterable[Callable[..., Any]]) -> str:
+@functools.lru_cache(maxsize=256)
+def fingerprint(functions: tuple[Callable[..., Any], ...]) -> str:
     """Return a digest of what the functions do themselves. What they call is not covered.
 
     Another version of Python compiles to other bytecode: then the digest differs though the source

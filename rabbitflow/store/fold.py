@@ -47,6 +47,7 @@ def applies(*event_types: str) -> Callable[[MethodT], MethodT]:
     return mark
 
 
+@functools.cache
 def applied_by(state_type: type) -> dict[str, Callable[..., Any]]:
     """Return the methods of a class that are marked with ``applies``, by event type.
 
@@ -73,7 +74,8 @@ def fold_of(state_type: type[StateT]) -> Fold[StateT]:
         ConfigurationError: it has none, or one that can't be called with an event.
     """
     appliers = {
-        event_type: _applier(method) for event_type, method in applied_by(state_type).items()
+        event_type: _applier(method)
+        for event_type, method in applied_by(cast(Any, state_type)).items()
     }
     if not appliers:
         raise ConfigurationError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors
+from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rabbitflow.errors import ConcurrencyError, DuplicateEvent, StoreUnavailable
@@ -26,11 +27,7 @@ TIMEOUT_S = 30.0
 
 CHANNEL = "rabbitflow_events"
 
-_APPEND = (
-    "SELECT last_version, last_position FROM rabbitflow_append(%s, %s, %s, %s::text[], %s::text[],"
-    " %s::integer[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[],"
-    " %s::text[], %s::bytea[])"
-)
+_APPEND = "SELECT last_version, last_position FROM rabbitflow_append(%s, %s, %s, %s::json)"
 _RECONNECT_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -169,45 +166,45 @@ class PostgresJournal:
             await writer.close()
 
     async def _call(self, writer: Connection, append: Append) -> Cursor:
-        columns = list(zip(*append.written, strict=True))
-        ids, types, versions, timestamps, recorded, data, sources, correlations, causes, keys = (
-            list(column) for column in columns
-        )
-        return await writer.execute(
-            _APPEND,
-            (
-                append.stream,
-                append.expected,
-                moment(recorded[0]),
-                ids,
-                types,
-                versions,
-                [moment(micros) for micros in timestamps],
-                data,
-                sources,
-                correlations,
-                causes,
-                keys,
-                list(append.digests),
-            ),
-            prepare=True,
-        )
+        events = [
+            {
+                "id": written.id,
+                "type": written.type,
+                "schema_version": written.schema_version,
+                "timestamp": moment(written.timestamp),
+                "data": written.data,
+                "source": written.source,
+                "correlation_id": written.correlation_id,
+                "causation_id": written.causation_id,
+                "key": written.key,
+                "digest": digest.hex(),
+            }
+            for written, digest in zip(append.written, append.digests, strict=True)
+        ]
+        recorded_at = moment(append.written[0].recorded_at)
+        given = (append.stream, append.expected, recorded_at, to_json(events).decode())
+        return await writer.execute(_APPEND, given, prepare=True)
 
     async def _listen(self) -> None:
         """Ring the bell for every commit that the server tells of; connect again when lost."""
+        is_lost = False
         while True:
             try:
                 async with await self._connect(listener_name()) as connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
                     self.bell.ring()  # for what was committed before the LISTEN
+                    is_lost = False
                     async for _ in connection.notifies():
                         self.bell.ring()
             except (psycopg.Error, OSError) as error:
-                _log.warning(
-                    "lost the notifications of the store; looking every %g s until they are back",
-                    self.poll_s,
-                    extra={"database": self._database.shown, "error": str(error)},
-                )
+                if not is_lost:
+                    _log.warning(
+                        "lost the notifications of the store; looking every %g s until they are"
+                        " back",
+                        self.poll_s,
+                        extra={"database": self._database.shown, "error": str(error)},
+                    )
+                is_lost = True
             await asyncio.sleep(_RECONNECT_S)
 
 

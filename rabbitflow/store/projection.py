@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from rabbitflow.store.selection import Selection
 BATCH_EVENTS = 500
 BATCH_S = 0.2
 """A batch's transaction is short: on SQLite it keeps all other writers waiting."""
+
+FINISH_S = 5.0
+"""How long a batch may take to finish when its projection is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,23 @@ class Projection:
                 return applied
 
     async def follow(self, store: EventStore) -> None:
-        """Catch up, then apply every new event as it is committed, until cancelled."""
+        """Catch up, then apply every new event as it is committed, until cancelled; then it
+        finishes the batch under way, so that no transaction is torn."""
         await store.journal.listen()
         while True:
             heard = store.journal.bell.rings
-            if not await self.catch_up(store):
+            end = await store.position()
+            batch = asyncio.create_task(self._batch(store, end))
+            try:
+                applied, _ = await asyncio.shield(batch)
+            except asyncio.CancelledError:
+                done, _ = await asyncio.wait([batch], timeout=FINISH_S)
+                if not done:
+                    batch.cancel()
+                    await asyncio.wait([batch])
+                failed = None if batch.cancelled() else batch.exception()
+                raise failed or asyncio.CancelledError from None
+            if not applied:
                 await store.journal.bell.wait(heard, store.journal.poll_s)
 
     async def rebuild(self, store: EventStore) -> int:
@@ -114,7 +130,7 @@ class Projection:
         name = {"name": self.name}
         inserted = await connection.execute(
             text(
-                "INSERT INTO rabbitflow_checkpoints VALUES (:name, 0)"
+                "INSERT INTO rabbitflow_checkpoints (projection, position) VALUES (:name, 0)"
                 " ON CONFLICT (projection) DO NOTHING"
             ),
             name,

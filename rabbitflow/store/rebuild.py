@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rabbitflow.store import snapshots
 from rabbitflow.store.fold import Fold, fold_of, initial_of
 from rabbitflow.store.journal import Journal
-from rabbitflow.store.recorded import NO_HASH, Recorded, micros
+from rabbitflow.store.recorded import NO_HASH, event_of
 from rabbitflow.store.selection import Selection
 from rabbitflow.upcast import Upcasters
 
@@ -38,7 +38,7 @@ class Source(Protocol):
     def engine(self) -> AsyncEngine: ...
     @property
     def journal(self) -> Journal: ...
-    def pages(self, selection: Selection) -> AsyncIterator[list[Recorded]]: ...
+    def rows(self, selection: Selection) -> AsyncIterator[list[Any]]: ...
 
 
 async def rebuild(
@@ -59,13 +59,14 @@ async def rebuild(
         begin = await snapshots.load(store.journal, stream, kind, to_version, until) or begin
     function: Fold[Any] = fold_of(fold) if isinstance(fold, type) else fold
     state, version, hash_, latest = begin.state, begin.version, begin.hash, begin.latest
-    has_all, folded = True, 0
-    async for page in store.pages(Selection(stream, version + 1, to_version, until)):
-        for recorded in page:
-            state = function(state, recorded.event)
-            latest = max(latest, micros(recorded.event.timestamp))
-        folded += len(page)
-        version, hash_ = page[-1].version, page[-1].hash
+    has_all, folded, upcasters = True, 0, store.upcasters
+    async for rows in store.rows(Selection(stream, version + 1, to_version, until)):
+        for row in rows:
+            event = event_of(row)
+            state = function(state, event if upcasters is None else upcasters.apply(event))
+        latest = max(latest, *(row[6] for row in rows))
+        folded += len(rows)
+        version, hash_ = rows[-1][2], rows[-1][13]
         # Events may be recorded out of order; then one in the middle can be later than ``until``.
         has_all = begin.version + folded == version
     if kind is not None and has_all and folded >= store.snapshot_every:

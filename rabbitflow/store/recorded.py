@@ -161,7 +161,7 @@ def chained(previous: bytes, version: int, content: bytes) -> bytes:
     return hashlib.sha256(previous + version.to_bytes(8) + content).digest()
 
 
-def read(row: Sequence[Any]) -> Recorded:
+def event_of(row: Sequence[Any]) -> Event[Any]:
     """Return the event of a row.
 
     Raises:
@@ -182,11 +182,15 @@ def read(row: Sequence[Any]) -> Recorded:
                 "key": row[12],
             }
         )
-        recorded_at = EPOCH + timedelta(0, 0, row[7])
     except (ValueError, TypeError, OverflowError) as error:
         said = readable(error) if isinstance(error, ValidationError) else error
         raise StoreError(
             f"the event at position {row[0]} is not as it was written ({said});"
             " rabbitflow store verify says what was altered"
         ) from error
-    return Recorded(event, row[1], row[2], row[0], recorded_at, row[13])
+    return event
+
+
+def read(row: Sequence[Any]) -> Recorded:
+    """Return the event of a row, and its place."""
+    return Recorded(event_of(row), row[1], row[2], row[0], moment(row[7]), row[13])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from rabbitflow.errors import EventError
-from rabbitflow.store.recorded import Recorded, Row, micros
+from rabbitflow.store.recorded import Row, micros
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ class Selection:
             parameters,
         )
 
-    def after(self, row: Recorded | Row) -> Selection:
-        """Return what is left of the selection after ``row``."""
-        number = row.position if self.stream is None else row.version
+    def after(self, row: Sequence[Any]) -> Selection:
+        """Return what is left of the selection after ``row``, a tuple in the order of ``Row``."""
+        number = row[0] if self.stream is None else row[2]
         if self.is_backward:
             return replace(self, last=number - 1)
         return replace(self, first=number + 1)

@@ -72,7 +72,7 @@ def kind_of(fold: Callable[..., Any], initial: Any, upcasters: Upcasters | None)
     """
     if not isinstance(initial, BaseModel) and not is_dataclass(initial):
         return None
-    functions = list(applied_by(fold).values()) if isinstance(fold, type) else [fold]
+    functions = tuple(applied_by(fold).values()) if isinstance(fold, type) else (fold,)
     if not all(map(is_alone, functions)):
         return None
     known = _schema_of(cast(Hashable, type(initial)))
@@ -87,7 +87,7 @@ def kind_of(fold: Callable[..., Any], initial: Any, upcasters: Upcasters | None)
     for key, step in sorted((upcasters.steps if upcasters else {}).items()):
         if not is_alone(step):
             return None
-        parts.append(f"{key} {fingerprint([step])}")
+        parts.append(f"{key} {fingerprint((step,))}")
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     return Kind(f"{fold.__module__}:{fold.__qualname__}", digest, adapter)
 
@@ -144,8 +144,10 @@ async def save(engine: AsyncEngine, stream: str, kind: Kind, snapshot: Snapshot)
             async with engine.begin() as connection:
                 await connection.execute(
                     text(
-                        "INSERT INTO rabbitflow_snapshots VALUES (:stream, :fold, :schema,"
-                        " :version, :hash, :latest, :state) ON CONFLICT DO NOTHING"
+                        "INSERT INTO rabbitflow_snapshots"
+                        " (stream, fold, schema, version, hash, latest, state) VALUES"
+                        " (:stream, :fold, :schema, :version, :hash, :latest, :state)"
+                        " ON CONFLICT DO NOTHING"
                     ),
                     {
                         "stream": stream,

@@ -15,16 +15,19 @@ from rabbitflow.store.bell import Bell
 from rabbitflow.store.database import BUSY_TIMEOUT_S, SQLITE_PRAGMAS, Database
 from rabbitflow.store.failures import store_failure, store_failures
 from rabbitflow.store.journal import BATCH_APPENDS, Append, Appended, unavailable
-from rabbitflow.store.recorded import NO_HASH, chained
+from rabbitflow.store.recorded import NO_HASH, Row, chained
 from rabbitflow.store.selection import SQLITE
 
 READERS = 4
 
 _HEAD = "SELECT version, hash FROM rabbitflow_streams WHERE stream = ?"
 _LAST_POSITION = "SELECT coalesce(max(position), 0) FROM rabbitflow_events"
-_INSERT = f"INSERT INTO rabbitflow_events VALUES ({', '.join('?' * 14)})"
+_INSERT = (
+    f"INSERT INTO rabbitflow_events ({', '.join(Row._fields)})"
+    f" VALUES ({', '.join('?' * len(Row._fields))})"
+)
 _MOVE_HEAD = (
-    "INSERT INTO rabbitflow_streams VALUES (?, ?, ?)"
+    "INSERT INTO rabbitflow_streams (stream, version, hash) VALUES (?, ?, ?)"
     " ON CONFLICT (stream) DO UPDATE SET version = excluded.version, hash = excluded.hash"
 )
 

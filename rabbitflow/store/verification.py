@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rabbitflow.errors import EventError
-from rabbitflow.store.eventstore import PAGE, EventStore
+from rabbitflow.store.eventstore import EventStore
 from rabbitflow.store.recorded import NO_HASH, Row, chained, digest
 from rabbitflow.store.selection import Selection
 
@@ -77,8 +77,8 @@ async def verify(store: EventStore, seal: str | None = None) -> Verification:
     running = hashlib.sha256()
     selection = Selection(None, 1, result.position)
     expected = 1
-    while page := await store.rows(selection, PAGE):
-        for row in page:
+    async for rows in store.rows(selection):
+        for row in map(Row._make, rows):
             if row.position != expected:
                 result.faults.append(_missing_positions(expected, row.position - 1))
             expected = row.position + 1
@@ -88,7 +88,6 @@ async def verify(store: EventStore, seal: str | None = None) -> Verification:
             _check(row, heads, result.faults)
             running.update(_bytes(row.hash))
             result.events += 1
-        selection = selection.after(page[-1])
     if sealed_at is not None:
         _check_seal(result, running, sealed_at, sealed)
     result.streams = len(heads)

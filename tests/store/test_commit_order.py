@@ -128,8 +128,11 @@ async def test_a_transaction_that_is_not_committed_holds_back_the_later_ones(
         await store.append("before", Event(type="E", data=1))
         async with await psycopg.AsyncConnection.connect(postgres_url) as slow:
             await slow.execute(
-                "SELECT rabbitflow_append('slow', 0, now(), '{slow-1}', '{E}', '{1}',"
-                " ARRAY[now()], '{1}', '{NULL}', '{NULL}', '{NULL}', '{NULL}', ARRAY[''::bytea])"
+                "SELECT rabbitflow_append('slow', 0, now(), %s::json)",
+                [
+                    '[{"id": "1", "type": "E", "schema_version": 1, "data": "1", "digest": "",'
+                    ' "timestamp": "2026-03-01T00:00Z"}]'
+                ],
             )
             later = asyncio.create_task(store.append("later", Event(type="E", data=2)))
             done, _ = await asyncio.wait([later], timeout=0.3)

@@ -74,19 +74,17 @@ CREATE TABLE rabbitflow_checkpoints (
 -- One transaction at a time gives positions, and keeps the lock until it is committed: whoever
 -- reads position n sees every position below n. The lock belongs to this very table, so that two
 -- stores in one database (two schemas) do not wait for each other.
+--
+-- in_events is a JSON array of events as the client writes them: all values as text, the digest of
+-- the content in hexadecimal.
 CREATE FUNCTION rabbitflow_append(
-    in_stream text, in_expected bigint, in_recorded_at timestamptz,
-    in_ids text[], in_types text[], in_schema_versions integer[], in_timestamps timestamptz[],
-    in_data text[], in_sources text[], in_correlation_ids text[], in_causation_ids text[],
-    in_keys text[], in_digests bytea[],
+    in_stream text, in_expected bigint, in_recorded_at timestamptz, in_events json,
     OUT last_version bigint, OUT last_position bigint
 ) LANGUAGE plpgsql AS $$
 DECLARE
     head_hash bytea;
-    hashes bytea[] := '{}';
-    new_count integer := cardinality(in_ids);
     head_version bigint;
-    head_position bigint;
+    new record;
 BEGIN
     PERFORM pg_advisory_xact_lock(1918987876, 'rabbitflow_events'::regclass::oid::integer);
     SELECT version, hash INTO head_version, head_hash
@@ -95,25 +93,26 @@ BEGIN
         head_version := 0;
         head_hash := decode(repeat('00', 32), 'hex');
     END IF;
+    last_version := head_version;
     IF in_expected IS NOT NULL AND in_expected <> head_version THEN
-        last_version := head_version;
         RETURN;
     END IF;
-    SELECT coalesce(max(position), 0) INTO head_position FROM rabbitflow_events;
-    FOR n IN 1 .. new_count LOOP
-        head_hash := sha256(head_hash || int8send(head_version + n) || in_digests[n]);
-        hashes[n] := head_hash;
+    SELECT coalesce(max(position), 0) INTO last_position FROM rabbitflow_events;
+    FOR new IN SELECT * FROM json_to_recordset(in_events) AS (
+        id text, type text, schema_version integer, timestamp timestamptz, data text, source text,
+        correlation_id text, causation_id text, key text, digest text
+    ) LOOP
+        last_version := last_version + 1;
+        last_position := last_position + 1;
+        head_hash := sha256(head_hash || int8send(last_version) || decode(new.digest, 'hex'));
+        INSERT INTO rabbitflow_events (position, stream, version, id, type, schema_version,
+                timestamp, recorded_at, data, source, correlation_id, causation_id, key, hash)
+            VALUES (last_position, in_stream, last_version, new.id, new.type, new.schema_version,
+                new.timestamp, in_recorded_at, new.data::json, new.source, new.correlation_id,
+                new.causation_id, new.key, head_hash);
     END LOOP;
-    INSERT INTO rabbitflow_events
-        SELECT head_position + n, in_stream, head_version + n, id, type, schema_version,
-            happened_at, in_recorded_at, data::json, source, correlation_id, causation_id, key, hash
-        FROM unnest(in_ids, in_types, in_schema_versions, in_timestamps, in_data, in_sources,
-                in_correlation_ids, in_causation_ids, in_keys, hashes)
-            WITH ORDINALITY AS new (id, type, schema_version, happened_at, data, source,
-                correlation_id, causation_id, key, hash, n);
-    last_version := head_version + new_count;
-    last_position := head_position + new_count;
-    INSERT INTO rabbitflow_streams VALUES (in_stream, last_version, head_hash)
+    INSERT INTO rabbitflow_streams (stream, version, hash)
+        VALUES (in_stream, last_version, head_hash)
         ON CONFLICT (stream) DO UPDATE SET version = excluded.version, hash = excluded.hash;
     PERFORM pg_notify('rabbitflow_events', '');
 END
