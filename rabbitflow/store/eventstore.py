@@ -90,13 +90,16 @@ class EventStore:
         async with AsyncExitStack() as resources:
             engine = database.engine()
             resources.push_async_callback(engine.dispose)
-            await (migrate if self._create else require_migrated)(engine)
             journal: Journal
             if database.dialect == "sqlite":
                 journal = SqliteJournal(database)
             else:
                 journal = PostgresJournal(database, engine)
             resources.push_async_callback(journal.close)
+            # A file that can't be opened fails here, not in the engine: aiosqlite would leave a
+            # thread behind that still talks to the event loop when that is closed.
+            await journal.fetch("SELECT 1", ())
+            await (migrate if self._create else require_migrated)(engine)
             self._resources = resources.pop_all()
         self._engine, self._journal = engine, journal
 
