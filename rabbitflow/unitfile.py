@@ -89,7 +89,7 @@ def service(
     command: str,
     environment: Sequence[str],
     has_database: bool,
-    is_worker: bool,
+    can_reload: bool,
 ) -> str:
     """Return the text of one service.
 
@@ -98,7 +98,7 @@ def service(
         command: of rabbitflow, with its arguments.
         environment: assignments.
         has_database: whether it is handed the database's URL too.
-        is_worker: whether it tells systemd how it is, and starts everything anew at SIGHUP.
+        can_reload: whether SIGHUP does what a reload should.
     """
     values: Mapping[str, object] = {
         "description": description,
@@ -108,9 +108,8 @@ def service(
         "database": _DATABASE if has_database else "",
         "environment": "".join(f"Environment={assignment}\n" for assignment in environment),
         "name": name,
-        "type": "notify\nNotifyAccess=main" if is_worker else "exec",
-        "reload": "ExecReload=/bin/kill -HUP $MAINPID\n" if is_worker else "",
-        "watchdog": _WATCHDOG.format(watchdog_s=numbers.watchdog_s) if is_worker else "",
+        "reload": "ExecReload=/bin/kill -HUP $MAINPID\n" if can_reload else "",
+        "watchdog_s": numbers.watchdog_s,
         "exec": f"{host.venv}/bin/rabbitflow {command}",
         "stop_s": numbers.stop_s,
         "backoff": _BACKOFF if host.systemd >= STEPPED_RESTART_SINCE else "RestartSec=5",
@@ -137,11 +136,6 @@ LoadCredential=database:/etc/rabbitflow/database
 Environment=RABBITFLOW_DATABASE_URL_FILE=%d/database
 """
 
-_WATCHDOG = """\
-# The supervisor replaces a stuck child long before; this is for a stuck supervisor.
-WatchdogSec={watchdog_s}
-"""
-
 _SERVICE = """\
 # Written by `rabbitflow systemd`. Change it by a drop-in: systemctl edit UNIT
 
@@ -154,7 +148,8 @@ After=network-online.target rabbitmq-server.service postgresql.service
 StartLimitIntervalSec=0
 
 [Service]
-Type={type}
+Type=notify
+NotifyAccess=main
 User={user}
 WorkingDirectory={directory}
 LoadCredential=url:/etc/rabbitflow/url
@@ -169,7 +164,9 @@ KillMode=mixed
 {reload}# The drain, and a little more; the worker asks for what it needs beyond that.
 TimeoutStopSec={stop_s}
 TimeoutStartSec=180
-{watchdog}Restart=on-failure
+# The supervisor replaces a stuck child long before; this is for a stuck supervisor.
+WatchdogSec={watchdog_s}
+Restart=on-failure
 {backoff}
 # A wrong configuration is not mended by another start.
 RestartPreventExitStatus=78

@@ -21,6 +21,7 @@ SYSTEM = "systemd/system"
 TEMPLATE = "rabbitflow@.service"
 TARGET = "rabbitflow.target"
 RELAY = "rabbitflow-relay.service"
+RELAY_METRICS_PORT = 9463  # below those of the workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def worker_unit(load: Load, host: Host, settings: Settings) -> str:
         command="worker %i",
         environment=[] if port is None else [f"RABBITFLOW_METRICS_PORT={port}"],
         has_database=host.has_database,
-        is_worker=True,
+        can_reload=True,
     )
 
 
@@ -180,7 +181,7 @@ def relay_unit(host: Host, settings: Settings) -> str:
         name="relay",
         description="rabbitflow relay of the outbox",
         command="relay",
-        environment=[],
+        environment=[f"RABBITFLOW_METRICS_PORT={RELAY_METRICS_PORT}"],
         has_database=True,
-        is_worker=False,
+        can_reload=False,
     )

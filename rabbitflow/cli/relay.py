@@ -17,6 +17,8 @@ from rabbitflow.observe.server import StatusServer
 from rabbitflow.publisher import Publisher
 from rabbitflow.settings import Settings
 from rabbitflow.store.relay import BATCH, Order, Relay
+from rabbitflow.worker.notify import Notifier
+from rabbitflow.worker.report import tell
 
 
 @click.command()
@@ -59,10 +61,10 @@ def relay(
         metrics_host=metrics_host,
         metrics_port=metrics_port,
     )
-    sys.exit(run(_relay(settings, order, batch)))
+    sys.exit(run(_relay(settings, order, batch, Notifier.from_environment())))
 
 
-async def _relay(settings: Settings, order: Order, batch: int) -> int:
+async def _relay(settings: Settings, order: Order, batch: int, notifier: Notifier) -> int:
     async with Publisher(settings=settings, source="relay") as publisher:
         relaying = Relay(
             settings.database_url.get_secret_value(), publisher, order=order, batch=batch
@@ -85,12 +87,25 @@ async def _relay(settings: Settings, order: Order, batch: int) -> int:
             registry = CollectorRegistry()
             registry.register(RelayCollector(outbox, publisher.metrics))
             status = StatusServer(settings.metrics_host, settings.metrics_port, registry, readiness)
+
+        def said() -> str:
+            state = "announcing" if figures.is_active else "standing by"
+            return f"{state}: {figures.waiting} waiting, {figures.relayed} announced"
+
+        def stop() -> None:
+            notifier.stopping(said())
+            relaying.stop()
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, relaying.stop)
+            loop.add_signal_handler(number, stop)
+        telling = asyncio.create_task(tell(notifier, lambda: figures.has_looked, said))
         try:
             await relaying.run()
         finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+            notifier.close()
             if status is not None:
                 status.close()
     return 0

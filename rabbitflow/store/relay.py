@@ -53,6 +53,7 @@ class RelayFigures:
         oldest_at: when the oldest of them was added, in seconds since 1970; None where none waits.
         refused: events that can't be announced, and stay.
         relayed: events announced since the start.
+        has_looked: whether the outbox could be looked into, once.
     """
 
     is_active: bool = False
@@ -60,6 +61,7 @@ class RelayFigures:
     oldest_at: float | None = None
     refused: int = 0
     relayed: int = 0
+    has_looked: bool = False
 
     def lag_s(self) -> float:
         """How long the oldest event has waited, in seconds."""
@@ -167,6 +169,7 @@ class Relay:
                     break
             if self.figures.waiting and not is_more:
                 await self._count(engine)
+        self.figures.has_looked = True
         if self.figures.is_active is not is_active:
             self.figures.is_active = is_active
             state = "announces" if is_active else "stands by: another relay announces"

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.deploy.shop import HANDLES, PUBLISHES
+from tests.deploy.shop import HANDLES, ORDERS, PUBLISHES
 from tests.harness import wheels
 from tests.harness.machine import Machine
 
 HOME = "/opt/rabbitflow"
 PASSWORD = "correct-horse-battery"  # the tests look where it turns up
 RELEASES = ("1", "2")
+RELAY = "rabbitflow-relay.service"
+DATABASE = "sqlite:////var/lib/rabbitflow/relay/outbox.db"
 COMMAND = f"venv/bin/rabbitflow systemd --venv {HOME}/venv"
 MODULES = {
     # One at a time: what is announced of a key is handled in that order.
@@ -60,7 +62,7 @@ class Host:
         self.sh(
             f"/usr/bin/python3 -m venv --without-pip {venv} && PYTHONPATH=/run/host/{pip}"
             f" {venv}/bin/python -m pip --quiet install --no-index"
-            f" --find-links=/run/host /run/host/{wheel}"
+            f" --find-links=/run/host '/run/host/{wheel}[store]'"
             f" && ln -sfn releases/{release} {HOME}/venv"
         )
 
@@ -69,6 +71,7 @@ class Host:
         self.sh("systemctl start rabbitmq-server")
         self.machine.run("rabbitmqctl", "add_user", "shop", PASSWORD)
         self.machine.run("rabbitmqctl", "set_permissions", "shop", ".*", ".*", ".*")
+        self.machine.write("/etc/rabbitflow/database", f"{DATABASE}\n", mode="600")
         self.machine.write(
             "/etc/rabbitflow/url", f"amqp://shop:{PASSWORD}@localhost:5672/\n", mode="600"
         )
@@ -80,14 +83,15 @@ class Host:
             source = HANDLES.format(name=name, **numbers)
             self.machine.write(f"{HOME}/shop/{name}.py", source)
         self.machine.write(f"{HOME}/publish.py", PUBLISHES)
+        self.machine.write(f"{HOME}/order.py", ORDERS)
 
     def install_units(self) -> None:
         """Do what `rabbitflow systemd` says is next."""
         modules = " ".join(f"shop.{name}" for name in MODULES)
         units = " ".join(map(self.unit, MODULES))
-        self.sh(f"cd {HOME} && {COMMAND} {modules} --output /etc")
+        self.sh(f"cd {HOME} && {COMMAND} {modules} --relay --output /etc")
         self.sh("systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
-        self.sh(f"systemctl enable --now rabbitflow.target {units}")
+        self.sh(f"systemctl enable --now rabbitflow.target {units} {RELAY}")
 
     @contextlib.contextmanager
     def publishing(self, count: int, rate: float) -> Iterator[list[str]]:
@@ -162,7 +166,7 @@ def production(say: Callable[[str], None]) -> Iterator[Host]:
                 [wheel] = wheels.build(Path(directory), "--wheel", version=version)
                 wheel.rename(machine.host / wheel.name)
         current = next(machine.host.glob("rabbitflow-*.whl"))
-        wheels.download(machine.host, str(current))
+        wheels.download(machine.host, f"{current}[store]")
         machine.boot()
         host = Host(machine, say)
         say(machine.run("systemctl", "--version").splitlines()[0])
@@ -178,3 +182,4 @@ def production(say: Callable[[str], None]) -> Iterator[Host]:
         finally:
             for name in MODULES:
                 say(f"\n# journalctl -u {host.unit(name)}\n{machine.journal(host.unit(name))}")
+            say(f"\n# journalctl -u {RELAY}\n{machine.journal(RELAY)}")

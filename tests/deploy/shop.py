@@ -48,3 +48,14 @@ async def main(count, rate, path):
 
 asyncio.run(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]))
 """
+
+ORDERS = """
+import sys
+from rabbitflow.store import outbox
+from rabbitflow.store.database import Database
+
+database = Database.parse(sys.argv[1]).sync_engine()
+with database.begin() as transaction:
+    for number in range(int(sys.argv[2])):
+        outbox.add_sync(transaction, "ORDER_PLACED", {"key": "k0", "number": number})
+"""

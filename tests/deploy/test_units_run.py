@@ -7,7 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.deploy.host import COMMAND, HOME, MODULES, PASSWORD, RELEASES, Host, exposure, production
+from tests.deploy.host import (
+    COMMAND,
+    DATABASE,
+    HOME,
+    MODULES,
+    PASSWORD,
+    RELAY,
+    RELEASES,
+    Host,
+    exposure,
+    production,
+)
 from tests.harness.machine import why_not
 from tests.harness.waiting import eventually
 
@@ -46,9 +57,9 @@ async def test_the_units_are_up_when_systemd_says_so(host: Host) -> None:
 
 
 async def test_the_installed_units_verify_without_a_word_and_are_hardened(host: Host) -> None:
-    for name in MODULES:
-        assert host.sh(f"systemd-analyze verify {host.unit(name)}") == ""
-        said = host.machine.run("systemd-analyze", "security", "--no-pager", host.unit(name))
+    for unit in (*map(host.unit, MODULES), RELAY):
+        assert host.sh(f"systemd-analyze verify {unit}") == ""
+        said = host.machine.run("systemd-analyze", "security", "--no-pager", unit)
         say(said.splitlines()[-1])
         assert exposure(said) <= 1.5
     said = host.sh(f"cd {HOME} && {COMMAND} shop --check")
@@ -109,6 +120,21 @@ async def test_a_reload_starts_new_children_under_the_same_supervisor(host: Host
     after = host.state("payment")["MainPID"], host.children("payment")
     assert after[0] == before[0]
     assert set(after[1]).isdisjoint(before[1])
+
+
+async def test_the_relay_announces_what_an_outbox_holds(host: Host) -> None:
+    state = host.machine.show(RELAY, "ActiveState", "StatusText")
+    assert state["ActiveState"] == "active"
+    assert state["StatusText"].startswith("announcing: 0 waiting")
+    host.sh(
+        "setpriv --reuid=rabbitflow --regid=rabbitflow --clear-groups"
+        f" {HOME}/venv/bin/python {HOME}/order.py {DATABASE} 100"
+    )
+    await eventually(lambda: host.done("payment").total() == 100, within_s=30)
+    assert host.numbers_by_key("payment") == {"k0": list(range(100))}
+    await eventually(
+        lambda: "100 announced" in host.machine.show(RELAY, "StatusText")["StatusText"]
+    )
 
 
 async def test_a_wrong_configuration_is_not_started_again(host: Host) -> None:
