@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class FoundBroker:
 
 
 @asynccontextmanager
-async def broker_or_embedded(settings: Settings, name: str) -> AsyncIterator[FoundBroker]:
+async def broker_or_embedded(
+    settings: Settings, name: str, *, port: int = 0
+) -> AsyncIterator[FoundBroker]:
     """Find the broker of ``settings``, or run an embedded one for as long as the context lasts.
 
     Only where nothing answers: a broker that refuses the user or the virtual host is meant, and
@@ -39,6 +42,7 @@ async def broker_or_embedded(settings: Settings, name: str) -> AsyncIterator[Fou
     Args:
         settings: where to look first.
         name: of the connection, as the broker's tools show it.
+        port: on which the embedded one listens, if it is free; 0 for any.
 
     Raises:
         AccessRefused: a broker answers, and refuses.
@@ -46,7 +50,7 @@ async def broker_or_embedded(settings: Settings, name: str) -> AsyncIterator[Fou
     try:
         connection = await connect(settings, name)
     except BrokerUnavailable:
-        async with DevBroker() as broker:
+        async with DevBroker(port=port if _is_free(port) else 0) as broker:
             found = settings.model_copy(update={"url": SecretStr(broker.url)})
             yield FoundBroker(
                 found,
@@ -60,6 +64,16 @@ async def broker_or_embedded(settings: Settings, name: str) -> AsyncIterator[Fou
     finally:
         await close(connection)
     yield FoundBroker(settings, description, None)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _product(connection: Connection) -> str:

@@ -35,6 +35,10 @@ COMMANDS = {
         "rabbitflow.cli.completion:completion",
         "Print what makes SHELL complete commands and options.",
     ),
+    "dev": Named(
+        "rabbitflow.cli.dev:dev",
+        "Run a broker and every consumer with reload, and show what happens.",
+    ),
     "dlq": Named(
         "rabbitflow.cli.dlq:dlq",
         "Look at the dead letters of consumers, replay, mend, export and purge them.",

@@ -36,7 +36,6 @@ BUCKETS_S = (
 
 SUCCEEDED, RETRIED, DEAD_LETTERED = "succeeded", "retried", "dead_lettered"
 DUPLICATE = "duplicate"
-DUPLICATE = "duplicate"
 OUTCOMES = (SUCCEEDED, RETRIED, DEAD_LETTERED, DUPLICATE)
 """How the handling of an event ends."""
 CONFIRMED, UNROUTABLE, FAILED = "confirmed", "unroutable", "failed"

@@ -207,7 +207,12 @@ class Flow:
         for consumer in self._consumers:
             handled = self._handled[consumer.name]
 
-            def note(event: Event[Any], outcome: str, handled: list[Any] = handled) -> None:
+            def note(
+                event_id: str,
+                outcome: str,
+                event: Event[Any] | None,
+                handled: list[Any] = handled,
+            ) -> None:
                 if outcome == SUCCEEDED:
                     handled.append(event)
 

@@ -10,13 +10,15 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rabbitflow.consumer import Consumer
 from rabbitflow.errors import AccessRefused, ConfigurationError
+from rabbitflow.event import Event
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.observe.tracing import flush_traces
 from rabbitflow.settings import Settings
@@ -33,6 +35,8 @@ from rabbitflow.worker.runtime import BrokerLost, ConsumerRuntime
 from rabbitflow.worker.suspects import SuspectNote, strikes_from_json
 
 BEAT_EVERY_S = 1.0
+TOLD_EVENTS = 1_000
+"""How many ends of events a sign of life tells of: whoever looks on sees the latest."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,16 +58,22 @@ async def _run(order: Order, line: socket.socket, consumer: Consumer) -> int:
     note = SuspectNote(Path(order.note)) if order.note else None
     if order.concurrency is not None:
         consumer.concurrency = order.concurrency
+    ended: deque[tuple[str, str]] = deque(maxlen=TOLD_EVENTS)
+
+    def note_end(event_id: str, outcome: str, event: Event[Any] | None) -> None:
+        ended.append((event_id, outcome))
+
     runtime = ConsumerRuntime(
         consumer,
         Settings(**order.settings),
         strikes=strikes_from_json(order.strikes),
         note=note,
         after_crash=order.after_crash,
+        on_ended=note_end if order.tells_events else None,
     )
     _on_signals(runtime)
     helpers = [
-        asyncio.create_task(_beat(runtime, writer)),
+        asyncio.create_task(_beat(runtime, ended, writer)),
         asyncio.create_task(_stop_with_supervisor(runtime, reader)),
     ]
     try:
@@ -75,22 +85,26 @@ async def _run(order: Order, line: socket.socket, consumer: Consumer) -> int:
         await asyncio.gather(*helpers, return_exceptions=True)
         with contextlib.suppress(ConnectionError):
             # What was counted since the last one.
-            await _say(runtime.beat(), writer)
+            await _say(runtime.beat(), ended, writer)
 
 
-async def _beat(runtime: ConsumerRuntime, writer: asyncio.StreamWriter) -> None:
+async def _beat(
+    runtime: ConsumerRuntime, ended: deque[tuple[str, str]], writer: asyncio.StreamWriter
+) -> None:
     """Tell the supervisor every second that this loop turns, and at once when readiness changes."""
     with contextlib.suppress(ConnectionError):
         while True:
             beat = runtime.beat()
-            await _say(beat, writer)
+            await _say(beat, ended, writer)
             waited_s = 0.0
             while waited_s < BEAT_EVERY_S and runtime.is_ready == beat.is_ready:
                 await asyncio.sleep(BEAT_EVERY_S / 10)
                 waited_s += BEAT_EVERY_S / 10
 
 
-async def _say(beat: Beat, writer: asyncio.StreamWriter) -> None:
+async def _say(beat: Beat, ended: deque[tuple[str, str]], writer: asyncio.StreamWriter) -> None:
+    beat = replace(beat, ended=list(ended))
+    ended.clear()
     writer.write(json.dumps(asdict(beat)).encode() + b"\n")
     await writer.drain()
 

@@ -47,7 +47,9 @@ _PLAIN_ENCODINGS = (None, "", "utf-8", "UTF-8", "identity")
 logger = logging.getLogger(__name__)
 
 
-OnEnded = Callable[[Event[Any], str], object]
+OnEnded = Callable[[str, str, Event[Any] | None], object]
+"""Told the id of an event, how it ended, and the event; None for a body that is none."""
+
 Reaction = tuple[Handler, Signature, HandlerMetrics]
 
 
@@ -71,7 +73,7 @@ class Handling:
         execution: runs handlers.
         strikes: events that killed a process they ran alone in, by id.
         clock: by which failures are dated.
-        on_ended: called with each event and how it ended; None where nobody asks.
+        on_ended: called when an event ended; None where nobody asks.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class Handling:
             outcome = SUCCEEDED if raised is None else DUPLICATE
             metrics.ended(outcome)
             if self._on_ended is not None:
-                self._on_ended(event, outcome)
+                self._on_ended(event.id, outcome, event)
             return False
         failed_at = self._clock.utc()
         first_failed_at = delivery.first_failed_at(failed_at)
@@ -165,15 +167,13 @@ class Handling:
                 )
                 metrics.ended(RETRIED)
                 if self._on_ended is not None:
-                    self._on_ended(event, RETRIED)
+                    self._on_ended(event.id, RETRIED, event)
                 if self._spans is not None:
                     self._spans.failed(raised, RETRIED)
                 logger.debug("%s retries %s in %g s", self._consumer.name, event.id, delay_s)
                 return True
             case Dead(reason):
                 await self._dead_letter(delivery, reason, raised, event.type)
-                if self._on_ended is not None:
-                    self._on_ended(event, DEAD_LETTERED)
                 return None if reason == REJECTED else True
 
     def _read(self, delivery: Delivery) -> tuple[*Reaction, Event[Any]]:
@@ -285,6 +285,8 @@ class Handling:
         )
         label = event_type if event_type in self._reactions else UNKNOWN_TYPE
         self.metrics.of(label).ended(DEAD_LETTERED)
+        if self._on_ended is not None:
+            self._on_ended(delivery.id, DEAD_LETTERED, None)
         if self._spans is not None:
             self._spans.failed(error, DEAD_LETTERED)
 

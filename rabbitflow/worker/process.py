@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ class Order:
         note: the file in which it notes the event that runs alone.
         after_crash: whether the child before it died.
         concurrency: in place of the consumer's own.
+        tells_events: whether it tells how each event ended, for somebody who looks on.
     """
 
     module: str
@@ -47,6 +49,7 @@ class Order:
     note: str | None = None
     after_crash: bool = False
     concurrency: int | None = None
+    tells_events: bool = False
     log_format: str = "text"
     log_level: str = "INFO"
 
@@ -64,6 +67,7 @@ class Beat:
         published: figures of what they announced.
         oldest_waiting_s: since the announcement of the oldest event in it that has not begun.
         connected: whether its connections stand, by role.
+        ended: event id and outcome of each event since the last one, where somebody looks on.
     """
 
     is_ready: bool = False
@@ -74,13 +78,19 @@ class Beat:
     published: Figures = field(default_factory=dict)
     oldest_waiting_s: float = 0.0
     connected: dict[str, bool] = field(default_factory=dict)
+    ended: list[tuple[str, str]] = field(default_factory=list)
+
+
+OnEnded = Callable[[Sequence[tuple[str, str]]], object]
 
 
 class Child:
     """One running child. The socket to it is also its life line: when it closes, the child stops,
     so that a supervisor that is killed leaves nobody behind."""
 
-    def __init__(self, process: asyncio.subprocess.Process, own_end: socket.socket) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, own_end: socket.socket, on_ended: OnEnded | None
+    ) -> None:
         self.process = process
         self.beat = Beat()
         self.has_beaten = False
@@ -89,12 +99,13 @@ class Child:
         self.failure: str | None = None
         self.killed_because: str | None = None
         self._own_end = own_end
+        self._on_ended = on_ended
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, order: Order) -> Child:
-        """Start a child and give it its order."""
+    async def start(cls, order: Order, on_ended: OnEnded | None = None) -> Child:
+        """Start a child and give it its order. ``on_ended`` is called with how its events ended."""
         own_end, childs_end = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -113,7 +124,7 @@ class Child:
             raise
         finally:
             childs_end.close()
-        child = cls(process, own_end)
+        child = cls(process, own_end, on_ended)
         reader, child._writer = await asyncio.open_connection(sock=own_end, limit=LINE_LIMIT_BYTES)
         with contextlib.suppress(ConnectionError):
             # A child that died at once closes its end; its exit status says more.
@@ -163,6 +174,8 @@ class Child:
                     self.has_beaten = True
                     self.was_ready = self.was_ready or self.beat.is_ready
                     self.heard_at = time.monotonic()
+                    if self._on_ended is not None and self.beat.ended:
+                        self._on_ended(self.beat.ended)
 
 
 def ended(status: int) -> str:

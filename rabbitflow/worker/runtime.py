@@ -67,7 +67,7 @@ class ConsumerRuntime:
         note: where the id of a delivery that runs alone is noted; None where nobody reads it.
         after_crash: begin with prefetch 1, until a delivery comes that the broker never took back.
         clock: of breakers, rate limits and failures; the real time where None.
-        on_ended: called with each event whose handler ended, and how.
+        on_ended: called when an event ended; None where nobody asks.
     """
 
     def __init__(

@@ -9,13 +9,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from rabbitflow.errors import ConfigurationError
-from rabbitflow.observe.exposition import WorkerCollector
+from rabbitflow.observe.exposition import ConsumerState, WorkerCollector
 from rabbitflow.observe.server import StatusServer
 from rabbitflow.settings import Settings, renewed
 from rabbitflow.worker.backlog import Backlog
@@ -26,6 +27,7 @@ from rabbitflow.worker.process import (
     EXIT_REPLACE,
     ORDERLY_EXITS,
     Child,
+    OnEnded,
     Order,
     ended,
 )
@@ -75,6 +77,7 @@ class Supervisor:
         settings: where, and with which limits.
         on_discovered: called with what was found, each time the modules are searched.
         notifier: the way to systemd; None where it did not start this process.
+        on_ended: called with a consumer and how its events ended; None where nobody looks on.
     """
 
     def __init__(
@@ -83,10 +86,12 @@ class Supervisor:
         settings: Settings,
         on_discovered: Callable[[Discovery], None] = lambda discovery: None,
         notifier: Notifier | None = None,
+        on_ended: Callable[[str, Sequence[tuple[str, str]]], None] | None = None,
     ) -> None:
         self._plan = plan
         self._settings = settings
         self._on_discovered = on_discovered
+        self._on_ended = on_ended
         self._stopping = asyncio.Event()
         self._stopping_now = asyncio.Event()
         self._restarting = asyncio.Event()
@@ -102,6 +107,10 @@ class Supervisor:
     def is_ready(self) -> bool:
         """Whether every consumer is registered at the broker and can settle."""
         return bool(readiness(self.slots)["ready"])
+
+    def states(self) -> dict[str, ConsumerState]:
+        """Every consumer as it is now."""
+        return consumer_states(self.slots, self._backlog.messages)
 
     def stop(self) -> None:
         """Stop in order; called again, at once."""
@@ -154,7 +163,7 @@ class Supervisor:
             yield self._watch_files(file_watcher())
         if self._notifier.is_heard:
             yield self._report.run()
-        if self._settings.metrics_port:
+        if self._settings.metrics_port or self._on_ended is not None:
             yield self._backlog.watch(lambda: [slot.found for slot in self.slots])
 
     def _stop_after_defect(self, helper: asyncio.Task[None]) -> None:
@@ -168,9 +177,7 @@ class Supervisor:
         if not settings.metrics_port:
             return None
         registry = CollectorRegistry()
-        registry.register(
-            WorkerCollector(lambda: consumer_states(self.slots, self._backlog.messages))
-        )
+        registry.register(WorkerCollector(self.states))
         try:
             return StatusServer(
                 settings.metrics_host,
@@ -252,7 +259,9 @@ class Supervisor:
         while not self._is_ending():
             slot.note.clear()
             started_at = time.monotonic()
-            child = slot.child = await Child.start(self._order(slot, after_crash=after_crash))
+            child = slot.child = await Child.start(
+                self._order(slot, after_crash=after_crash), self._telling(slot)
+            )
             status = await self._attend(slot, child)
             if self._is_ending() and status in ORDERLY_EXITS:
                 return
@@ -273,6 +282,9 @@ class Supervisor:
             await first_of(self._stopping, self._restarting, within_s=pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    def _telling(self, slot: Slot) -> OnEnded | None:
+        return self._on_ended and partial(self._on_ended, slot.found.name)
+
     def _order(self, slot: Slot, *, after_crash: bool) -> Order:
         return Order(
             module=slot.found.module,
@@ -282,6 +294,7 @@ class Supervisor:
             note=str(slot.note_path),
             after_crash=after_crash,
             concurrency=self._plan.concurrency,
+            tells_events=self._on_ended is not None,
             log_format=self._plan.log_format,
             log_level=self._plan.log_level,
         )
