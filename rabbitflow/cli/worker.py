@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from functools import partial
 
 import click
 
@@ -15,6 +17,8 @@ from rabbitflow.worker.discovery import Discovery
 from rabbitflow.worker.notify import Notifier
 from rabbitflow.worker.single import run_single_process
 from rabbitflow.worker.supervisor import Plan, Supervisor
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -67,17 +71,23 @@ def worker(
     notifier = Notifier.from_environment()
     if single_process:
         sys.exit(run(run_single_process(plan, settings)))
-    supervisor = Supervisor(plan, settings, lambda found: _banner(found, settings), notifier)
+    # Who asked for JSON parses every line.
+    say = logger.info if log_format == "json" else partial(click.echo, err=True)
+
+    def tell(discovery: Discovery) -> None:
+        for line in _banner(discovery, settings):
+            say(line)
+
+    supervisor = Supervisor(plan, settings, tell, notifier)
     sys.exit(run(supervisor.run()))
 
 
-def _banner(discovery: Discovery, settings: Settings) -> None:
+def _banner(discovery: Discovery, settings: Settings) -> Iterator[str]:
     names = Names(settings.namespace)
     width = max((len(found.name) for found in discovery.consumers), default=0)
-    click.echo(f"rabbitflow on {settings.shown_url}", err=True)
+    yield f"rabbitflow on {settings.shown_url}"
     for found in discovery.consumers:
-        click.echo(
+        yield (
             f"  {found.name:<{width}}  queue {names.queue(found.name)},"
-            f" {found.concurrency} at once: {', '.join(found.event_types)}",
-            err=True,
+            f" {found.concurrency} at once: {', '.join(found.event_types)}"
         )
