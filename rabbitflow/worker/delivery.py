@@ -117,7 +117,8 @@ class Delivery(NamedTuple):
     @property
     def is_fresh(self) -> bool:
         """Whether it comes from its announcement: a retry or a replay is old on purpose."""
-        return self.attempt == 1 and not self.is_replay
+        # Nearly every event comes without a header, and this is asked for each one.
+        return not self.content.headers or (self.attempt == 1 and not self.is_replay)
 
     @property
     def came_back(self) -> int:
