@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types layers unit faults bench deploy-test units clean
+.PHONY: help demo test lint types layers unit faults bench dashboard deploy-test units clean
 
 help:  ## Show what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,6 +29,10 @@ unit: $(STAMP)  ## The tests that need no broker
 
 faults: $(STAMP)  ## Break brokers of our own under load (needs rabbitmq-server, minutes)
 	$(BIN)/pytest tests/faults -m "slow or not slow" -n 2 --dist loadfile
+
+dashboard: $(STAMP)  ## Draw docs/dashboard.png: the dashboard of a worker with failures
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m deploy.grafana.draw
 
 bench: $(STAMP)  ## Measure: a caller that waits against one that announces
 	$(BIN)/python -m benchmarks.decoupling

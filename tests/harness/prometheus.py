@@ -135,6 +135,7 @@ class Panel:
 
     Fields:
         row: under whose heading it stands.
+        place: its left and upper edge, width and height; the dashboard is 24 wide.
         queries: as Prometheus reads them, with the legend of each.
     """
 
@@ -142,6 +143,7 @@ class Panel:
     title: str
     kind: str
     unit: str
+    place: tuple[int, int, int, int]
     queries: tuple[tuple[str, str], ...]
 
 
@@ -158,7 +160,17 @@ def panels(rate_interval: str) -> list[Panel]:
             for target in panel["targets"]
         )
         unit = panel["fieldConfig"]["defaults"]["unit"]
-        found.append(Panel(row, panel["title"], panel["type"], unit, queries))
+        place = panel["gridPos"]
+        found.append(
+            Panel(
+                row,
+                panel["title"],
+                panel["type"],
+                unit,
+                (place["x"], place["y"], place["w"], place["h"]),
+                queries,
+            )
+        )
     return found
 
 
