@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import urllib.error
+import signal
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rabbitflow import Publisher, control
+from rabbitflow import Event, Publisher, control
 from rabbitflow.settings import Settings
 from tests.harness.broker import Probe, remove_namespace
 from tests.harness.node import free_port
@@ -208,9 +208,9 @@ def the_dashboard_shows_it(shop: Shop) -> None:
     assert {sample.labels["outcome"] for sample in shown["Publishing: Published"]} >= {"confirmed"}
 
 
-async def test_metrics_have_the_names_and_labels_that_are_documented(
-    worker: Worker, publisher: Publisher
-) -> None:
+@pytest.fixture
+def served(worker: Worker) -> Callable[[], str]:
+    """A worker of one consumer is started; returns what reads its metrics."""
     port = free_port()
     worker.module(
         "payment",
@@ -222,14 +222,38 @@ async def test_metrics_have_the_names_and_labels_that_are_documented(
         """,
     )
     worker.start(RABBITFLOW_METRICS_PORT=str(port))
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    return read
+
+
+async def test_counters_go_on_over_a_reload(
+    worker: Worker, publisher: Publisher, served: Callable[[], str]
+) -> None:
+    labels = 'consumer="payment",event_type="ORDER_PLACED",outcome="succeeded"'
+    await worker.ready("payment")
+    await publisher.publish_many(Event(type="ORDER_PLACED", data={}) for _ in range(5))
+    handled = f"rabbitflow_events_handled_total{{{labels}}}"
+    await eventually(lambda: f"{handled} 5.0" in served())
+    worker.signal(signal.SIGHUP)
+    await worker.ready("payment", times=2)
+    await publisher.publish("ORDER_PLACED", {})
+    await eventually(lambda: f"{handled} 6.0" in served())
+    published = (
+        'rabbitflow_events_published_total{event_type="PAYMENT_COMPLETED",outcome="confirmed"}'
+    )
+    assert f"{published} 6.0" in served()
+
+
+async def test_metrics_have_the_names_and_labels_that_are_documented(
+    worker: Worker, publisher: Publisher, served: Callable[[], str]
+) -> None:
     await worker.ready("payment")
     await publisher.publish("ORDER_PLACED", {})
-
-    def shown() -> dict[str, set[str]]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            return names_and_labels(answer.read().decode())
-
-    await eventually(lambda: shown() == METRICS, what=f"{METRICS}")
+    await eventually(lambda: names_and_labels(served()) == METRICS, what=f"{METRICS}")
     documented = (Path(__file__).parents[2] / "docs/observability.md").read_text()
     for name, labels in METRICS.items():
         assert f"`{name}" in documented
