@@ -49,6 +49,7 @@ METRICS = {
     "rabbitflow_queue_messages": {"consumer", "state"},
     "rabbitflow_consumer_up": {"consumer"},
     "rabbitflow_consumer_paused": {"consumer"},
+    "rabbitflow_breaker_open": {"consumer"},
     "rabbitflow_child_restarts_total": {"consumer", "reason"},
     "rabbitflow_broker_connected": {"consumer", "role"},
     "rabbitflow_build_info": {"version"},
