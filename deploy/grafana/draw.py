@@ -191,6 +191,7 @@ def main(picture: Path, minutes: float) -> None:
         probe = Probe(settings)
         probe.declare_exchange("PAYMENT_COMPLETED")
         probe.tap("PAYMENT_COMPLETED")
+        probe.close()  # it answers no heartbeats
         try:
             with (
                 Worker(settings, directory) as worker,
@@ -202,7 +203,6 @@ def main(picture: Path, minutes: float) -> None:
                     asyncio.run(load(shop, settings, seconds))
                     draw(prometheus, seconds, picture)
         finally:
-            probe.close()
             remove_namespace(settings, SERVICES, EVENT_TYPES)
     click.echo(picture)
 
