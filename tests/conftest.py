@@ -32,6 +32,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 PROCESSES = "about processes of the worker, which take seconds to run; on RabbitMQ only"
 
 
+def has_rabbitmq() -> bool:
+    """Whether there is a RabbitMQ to run against, or the means to start one."""
+    return (
+        "RABBITFLOW_TEST_URL" in os.environ
+        or answers_amqp("localhost", 5672)
+        or server_binary() is not None
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
@@ -42,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    everything = config.getoption("--processes-on-both")
+    everything = config.getoption("--processes-on-both") or not has_rabbitmq()
     for item in items:
         broker = item.callspec.params.get("rabbitmq") if hasattr(item, "callspec") else None
         only = item.get_closest_marker("only_on")
@@ -69,7 +78,7 @@ def rabbitmq(request: pytest.FixtureRequest) -> Iterator[Broker]:
         yield Broker(given, None)
     elif answers_amqp("localhost", 5672):
         yield Broker(DEFAULT_URL, local_ctl())
-    elif server_binary() is None:
+    elif not has_rabbitmq():
         pytest.skip("NO RABBITMQ: apt-get install rabbitmq-server, or set RABBITFLOW_TEST_URL")
     else:
         node = PrivateNode()
