@@ -38,6 +38,7 @@ def orders(count: int) -> list[Event]:  # type: ignore[type-arg]
     return [Event(type="ORDER_PLACED", data={"number": number}) for number in range(count)]
 
 
+@pytest.mark.on_both
 async def test_one_event_reaches_every_consumer_once(worker: Worker, publisher: Publisher) -> None:
     names = ("payment", "inventory", "email", "rating")
     for name in names:
@@ -52,6 +53,7 @@ async def test_one_event_reaches_every_consumer_once(worker: Worker, publisher: 
     assert all(worker.ledger.ids(name) == [event.id] for name in names)
 
 
+@pytest.mark.on_both
 async def test_sync_and_async_handlers_get_what_they_ask_for(
     worker: Worker, publisher: Publisher
 ) -> None:

@@ -345,10 +345,10 @@ async def test_a_queue_deleted_under_the_consumer_is_declared_again(
     settings: Settings, publisher: Publisher, probe: Probe
 ) -> None:
     consumer, attempts = payment(lambda event, context: None)
-    async with running(consumer, settings) as runtime:
-        probe.delete_queue(probe.names.queue("payment"))
-        await eventually(lambda: not runtime.is_ready)
-        await eventually(lambda: runtime.is_ready)
+    async with running(consumer, settings):
+        queue = probe.names.queue("payment")
+        probe.delete_queue(queue)
+        await eventually(lambda: probe.consumers(queue) == 1)
         await publisher.publish("ORDER_PLACED", {"number": 1})
         await eventually(lambda: len(attempts) == 1)
 
