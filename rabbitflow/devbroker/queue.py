@@ -104,19 +104,22 @@ class MessageQueue:
 
     def take(self) -> Entry | None:
         """Hand out the first message, or None where none waits. It is out until settled."""
-        self._drop_expired(self._clock.now())
+        now = self._clock.now()
+        self._drop_expired(now)
         entry = self._pop()
         if entry is not None:
             self.unacked += 1
-            self._watch_head()
+            # What is at the head now may have been due while it stood behind.
+            self._drop_expired(now)
         return entry
 
     def pump(self) -> None:
         """Hand out what waits, as far as consumers can take it."""
         if self.ready and self.consumers:
-            self._drop_expired(self._clock.now())
+            now = self._clock.now()
+            self._drop_expired(now)
             self._hand_out()
-            self._watch_head()
+            self._drop_expired(now)
 
     def acknowledge(self, entry: Entry) -> None:
         """Let a message go: it was handled."""
