@@ -14,9 +14,9 @@ from pamqp.commands import Basic
 from pydantic import ValidationError
 
 from rabbitflow import fastpath
-from rabbitflow.broker import ConfirmedChannel, NotFound
+from rabbitflow.broker import ConfirmedChannel, ConnectionLost, NotFound
 from rabbitflow.declaration import declare
-from rabbitflow.errors import EventError, PublishTimeout, Unroutable
+from rabbitflow.errors import BrokerUnavailable, EventError, PublishTimeout, Unroutable
 from rabbitflow.event import Event, readable
 from rabbitflow.observe.metrics import CONFIRMED, FAILED, UNROUTABLE, PublishMetrics
 from rabbitflow.observe.tracing import tracing
@@ -130,19 +130,12 @@ class Publisher:
         began = time.perf_counter()
         outcome = FAILED
         try:
-            async with asyncio.timeout(timeout or self._settings.publish_timeout_s) as deadline:
-                await self._announce(event, body, timeout)
+            ends_at = began + (timeout or self._settings.publish_timeout_s)
+            await self._announce(event, body, ends_at)
             outcome = CONFIRMED
         except Unroutable:
             outcome = UNROUTABLE
             raise
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            raise PublishTimeout(
-                f"{self._settings.shown_url} did not answer in time; {event.type} {event.id} may"
-                " still be delivered"
-            ) from error
         finally:
             self.metrics.ended(event.type, outcome, time.perf_counter() - began)
         return event
@@ -268,10 +261,10 @@ class Publisher:
             self._has_begun, self._spans = True, tracing()
         return self._spans
 
-    async def _announce(self, event: Event[Any], body: bytes, timeout_s: float | None) -> None:
+    async def _announce(self, event: Event[Any], body: bytes, ends_at: float) -> None:
         spans = self._tracing()
         if spans is None:
-            await self._send(event, body, timeout_s, None)
+            await self._send(event, body, ends_at, None)
             return
         attributes: dict[str, str | int | bool] = {
             "messaging.message.id": event.id,
@@ -280,20 +273,21 @@ class Publisher:
         if event.correlation_id:
             attributes["messaging.message.conversation_id"] = event.correlation_id
         with spans.publishing(self._names.exchange(event.type), attributes) as headers:
-            await self._send(event, body, timeout_s, headers)
+            await self._send(event, body, ends_at, headers)
 
     async def _send(
         self,
         event: Event[Any],
         body: bytes,
-        timeout_s: float | None,
+        ends_at: float,
         headers: dict[str, Any] | None,
     ) -> None:
         exchange = self._names.exchange(event.type)
         properties = properties_of(event, headers)
-        await self._ensure_declared(event.type)
+        await self._ensure_declared(event.type, ends_at)
         try:
-            await self._channel.publish(exchange, "", body, properties, timeout_s=timeout_s)
+            left_s = ends_at - time.perf_counter()
+            await self._channel.publish(exchange, "", body, properties, timeout_s=left_s)
         except NotFound:
             if not self._settings.declare:
                 raise Unroutable(
@@ -302,8 +296,9 @@ class Publisher:
                 ) from None
             # Somebody deleted the exchange since it was declared.
             self._declared.pop(event.type, None)
-            await self._ensure_declared(event.type)
-            await self._channel.publish(exchange, "", body, properties, timeout_s=timeout_s)
+            await self._ensure_declared(event.type, ends_at)
+            left_s = ends_at - time.perf_counter()
+            await self._channel.publish(exchange, "", body, properties, timeout_s=left_s)
         except Unroutable:
             raise Unroutable(
                 f"nobody listens to {event.type} and no event log keeps it, so it was not kept;"
@@ -321,16 +316,27 @@ class Publisher:
             and declaring.exception() is None
         )
 
-    async def _ensure_declared(self, event_type: str) -> None:
+    async def _ensure_declared(self, event_type: str, ends_at: float) -> None:
         if self._is_declared(event_type):
             return
         declaring = self._declared.get(event_type)
         if declaring is None or declaring.done():
             declaring = asyncio.create_task(self._declare(event_type))
             self._declared[event_type] = declaring
-        # Shielded: one publisher that gives up must not fail those who wait beside it.
-        await asyncio.shield(declaring)
+        try:
+            async with asyncio.timeout(ends_at - time.perf_counter()):
+                # Shielded: one publisher that gives up must not fail those who wait beside it.
+                await asyncio.shield(declaring)
+        except TimeoutError as error:
+            raise BrokerUnavailable(
+                f"{self._settings.shown_url} did not answer in time when {event_type} was declared;"
+                " nothing was sent"
+            ) from error
 
     async def _declare(self, event_type: str) -> None:
-        connection = await self._channel.connection()
-        await declare(connection, event_topology(event_type, self._settings), self._settings)
+        topology = event_topology(event_type, self._settings)
+        try:
+            await declare(await self._channel.connection(), topology, self._settings)
+        except ConnectionLost:
+            # A connection that had ended unnoticed; a new one says whether the broker is there.
+            await declare(await self._channel.connection(), topology, self._settings)
