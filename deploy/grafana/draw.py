@@ -131,7 +131,7 @@ def _lines(axes: Axes, panel: Panel, found: History, start: float) -> None:
         drawn[consumer] += 1
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.set_xlabel("s", loc="right", labelpad=-6)
+    axes.xaxis.set_major_formatter(EngFormatter("s", sep=""))
     units = {"s": "s", "ops": "/s"}
     axes.yaxis.set_major_formatter(EngFormatter(units.get(panel.unit, ""), sep=""))
     if ordered:

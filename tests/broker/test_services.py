@@ -19,19 +19,10 @@ from rabbitflow import Event, Publisher
 from rabbitflow.settings import Settings
 from tests.harness.broker import Probe, remove_namespace
 from tests.harness.node import free_port
+from tests.harness.shop import SERVICES
 from tests.harness.waiting import eventually
 from tests.harness.workers import Worker
 
-SERVICES = (
-    "analytics",
-    "driver",
-    "email",
-    "inventory",
-    "notification",
-    "payment",
-    "rating",
-    "surge",
-)
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REACTIONS = {
     "ORDER_PLACED": {"payment", "inventory", "email", "analytics"},
