@@ -140,7 +140,8 @@ def cost_us() -> float:
     event = Event[Any](type="ORDER_PLACED", data={})
 
     def count() -> None:
-        metrics.age.observe(max(0.0, time.time() - event.timestamp.timestamp()))
+        age_s = time.time() - event.timestamp.timestamp()
+        metrics.age.observe(age_s if age_s > 0.0 else 0.0)
         began = time.perf_counter()
         metrics.run.observe(time.perf_counter() - began)
         metrics.ended(SUCCEEDED)

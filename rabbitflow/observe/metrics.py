@@ -8,8 +8,9 @@ them (:mod:`rabbitflow.observe.exposition`).
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from threading import Lock
 from typing import Any
 
 BUCKETS_S = (
@@ -34,6 +35,9 @@ BUCKETS_S = (
 )
 """Upper bounds of the histograms, in seconds; what takes longer is counted under +Inf."""
 
+FOLD_AT = 512
+"""How many durations of one histogram wait for their buckets."""
+
 SUCCEEDED, RETRIED, DEAD_LETTERED = "succeeded", "retried", "dead_lettered"
 DUPLICATE = "duplicate"
 OUTCOMES = (SUCCEEDED, RETRIED, DEAD_LETTERED, DUPLICATE)
@@ -49,22 +53,45 @@ Figures = dict[str, Any]
 
 
 class Histogram:
-    """Counts durations by bucket."""
+    """Counts durations by bucket. Any thread may read the figures.
 
-    __slots__ = ("counts", "sum_s")
+    Durations are kept as they come and sorted into their buckets by the hundred: sorting and adding
+    up a list is C's work, and costs a third of finding the bucket of each.
+    """
+
+    __slots__ = ("_counts", "_folding", "_pending", "_sum_s")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS_S) + 1)
-        self.sum_s = 0.0
+        self._counts = [0] * (len(BUCKETS_S) + 1)
+        self._sum_s = 0.0
+        self._pending: list[float] = []
+        self._folding = Lock()
 
     def observe(self, duration_s: float) -> None:
         """Count one duration."""
-        self.counts[bisect_left(BUCKETS_S, duration_s)] += 1
-        self.sum_s += duration_s
+        pending = self._pending
+        pending.append(duration_s)
+        if len(pending) >= FOLD_AT:
+            self._fold()
 
     def figures(self) -> list[float]:
         """The counts, the sum behind them."""
-        return [*self.counts, self.sum_s]
+        self._fold()
+        return [*self._counts, self._sum_s]
+
+    def _fold(self) -> None:
+        with self._folding:
+            # What is observed meanwhile comes behind those that are taken, and stays.
+            taken = self._pending[:]
+            del self._pending[: len(taken)]
+            taken.sort()
+            below = 0
+            for bucket, bound_s in enumerate(BUCKETS_S):
+                up_to = bisect_right(taken, bound_s)
+                self._counts[bucket] += up_to - below
+                below = up_to
+            self._counts[-1] += len(taken) - below
+            self._sum_s += sum(taken)
 
 
 class HandlerMetrics:
