@@ -18,6 +18,7 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
 from rabbitflow.broker import (
+    Channel,
     ConfirmedChannel,
     Connection,
     lost_connections,
@@ -26,9 +27,10 @@ from rabbitflow.broker import (
 )
 from rabbitflow.declaration import declare, queue_exists
 from rabbitflow.errors import ConfigurationError, Unroutable
+from rabbitflow.inspection import look
 from rabbitflow.publisher import CONTENT_TYPE, PERSISTENT
 from rabbitflow.settings import Settings
-from rabbitflow.topology import Names, control_topology, pause_topology
+from rabbitflow.topology import Names, control_topology, pause_topology, workers_topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,62 @@ async def is_paused(connection: Connection, consumer: str, settings: Settings) -
     return await queue_exists(connection, Names(settings.namespace).paused(consumer), settings)
 
 
+async def is_migrating(connection: Connection, consumer: str, settings: Settings) -> bool:
+    """Whether the queues of ``consumer`` are being replaced; needs no permission.
+
+    Raises:
+        ConnectionLost: the connection ended.
+    """
+    stand_in = Names(settings.namespace).migrating(consumer)
+    return await queue_exists(connection, stand_in, settings)
+
+
+class Attendance:
+    """Says to everybody that this process may hold events of a consumer, while it does.
+
+    A broker tells over AMQP how many consumers a queue has, and not who holds unsettled deliveries.
+    So each process has a consumer of its own on ``<consumer>.workers``, from before its first
+    delivery until it holds none.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @classmethod
+    async def begin(cls, connection: Connection, consumer: str, settings: Settings) -> Attendance:
+        """Attend; it ends with the connection at the latest.
+
+        Raises:
+            NotFound: the queue is not there, and this process declares none.
+            AccessRefused: this user may not read it.
+            ConnectionLost: the connection ended.
+        """
+        topology = workers_topology(consumer, settings)
+        if settings.declare:
+            await declare(connection, topology, settings)
+        channel = await open_channel(connection, settings, confirms=False)
+        with lost_connections():
+            async with asyncio.timeout(settings.connect_timeout_s):
+                await channel.basic_consume(topology.queues[0].name, _ignored, no_ack=True)
+        return cls(channel)
+
+    async def end(self) -> None:
+        """Say that this process holds none of the consumer's events, and asks for none."""
+        if not self._channel.is_closed:
+            with lost_connections():
+                await self._channel.close()
+
+
+async def attending(connection: Connection, consumer: str, settings: Settings) -> int:
+    """Return how many processes may hold events of ``consumer``; needs no permission.
+
+    Raises:
+        ConnectionLost: the connection ended.
+    """
+    found = await look(connection, Names(settings.namespace).workers(consumer), settings)
+    return 0 if found is None else found.consumers
+
+
 async def listen(connection: Connection, settings: Settings, on_change: Callable[[], None]) -> None:
     """Call ``on_change`` whenever a consumer was paused or resumed, while the connection lasts.
 
@@ -116,6 +174,10 @@ async def listen(connection: Connection, settings: Settings, on_change: Callable
             queue = own.queue or ""
             await channel.queue_bind(queue, Names(settings.namespace).control())
             await channel.basic_consume(queue, heard, no_ack=True)
+
+
+async def _ignored(message: DeliveredMessage) -> None:
+    """Nothing is published to the queue that counts workers."""
 
 
 async def _tell(channel: ConfirmedChannel, consumer: str, settings: Settings) -> None:

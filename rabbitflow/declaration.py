@@ -35,13 +35,18 @@ _VALUE = re.compile(r"(?:the value )?'([^']*)'")
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One argument that differs: ours and the broker's value; "none" where unset."""
+    """One argument that differs: ours and the broker's value; "none" where unset.
+
+    Fields:
+        current_value: what ``current`` shows, as the broker has it; None where unset.
+    """
 
     kind: str
     name: str
     argument: str
     wanted: str
     current: str
+    current_value: str | int | None = None
 
     def __str__(self) -> str:
         return (
@@ -68,8 +73,8 @@ async def declare(connection: Connection, topology: Topology, settings: Settings
     if mismatches:
         raise TopologyMismatch(
             "; ".join(map(str, mismatches))
-            + "; a queue's arguments can't be changed in place: set the wanted value back, or empty"
-            " and delete it, then start again"
+            + "; a queue's arguments can't be changed in place: set the wanted value back, or let"
+            " rabbitflow topology migrate CONSUMER MODULE replace the queue"
         )
 
 
@@ -87,6 +92,22 @@ async def queue_exists(connection: Connection, queue: str, settings: Settings) -
     except NotFound:
         return False
     return True
+
+
+async def compare(
+    connection: Connection, stands: Exchange | Queue, settings: Settings
+) -> Mismatch | None:
+    """Return one argument in which the broker's exchange or queue differs, or None.
+
+    It declares, which changes nothing where the exchange or queue is there; one that is not there
+    is created.
+
+    Raises:
+        AccessRefused: the user has no configure permission.
+        ConnectionLost: the connection ended.
+    """
+    step = _declare_queue(stands) if isinstance(stands, Queue) else _declare_exchange(stands)
+    return await _attempt(connection, settings, step)
 
 
 async def verify(connection: Connection, topology: Topology, settings: Settings) -> None:
@@ -173,9 +194,22 @@ def _mismatch(reply: str) -> Mismatch:
         found["argument"],
         _shown(found["wanted"]),
         _shown(found["current"]),
+        _value(found["current"]),
     )
 
 
 def _shown(value: str) -> str:
     quoted = _VALUE.search(value)
     return quoted[1] if quoted else value.strip()
+
+
+def _value(reply: str) -> str | int | None:
+    """Return the broker's own value: "none", "'50'" or "the value '50' of type 'signedint'"."""
+    quoted = _VALUE.search(reply)
+    if quoted is None:
+        return None
+    text = quoted[1]
+    if reply.endswith("of type 'bool'"):
+        return text == "true"
+    is_number = text.removeprefix("-").isdigit() and not reply.endswith("of type 'longstr'")
+    return int(text) if is_number else text

@@ -69,6 +69,23 @@ async def discover_project(directory: Path | None = None) -> Discovery:
     return discovery
 
 
+async def discover_named(modules: Sequence[str], directory: Path | None = None) -> Discovery:
+    """Return the consumers of ``modules``, else of the project in ``directory``.
+
+    Raises:
+        ConfigurationError: nothing in them can be used, or as :func:`discover_project`.
+    """
+    if not modules:
+        return await discover_project(directory)
+    discovery = await discover(modules)
+    if not discovery.consumers:
+        raise ConfigurationError(
+            "; ".join(f"{broken.module}: {broken.error}" for broken in discovery.broken)
+            or f"no consumer is defined in {', '.join(modules)}"
+        )
+    return discovery
+
+
 async def consumer_names(named: Sequence[str], directory: Path | None = None) -> tuple[str, ...]:
     """Return the consumers that a command is about: those named, else all of the project.
 

@@ -222,6 +222,11 @@ class Retry:
             logger.exception("the retry policy failed; it is not run again at once")
             return False
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether it was not seen to end."""
+        return len(self.reachable_delays_s()) == _PROBED_ATTEMPTS
+
     def reachable_delays_s(self) -> list[tuple[float, float]]:
         """Return the shortest and longest delay seen for each attempt that may be retried.
 

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
             than an event may wait among dead letters or come back by a replay.
         metrics_host: address of ``/metrics``, ``/healthz`` and ``/readyz``.
         metrics_port: their port; 0 for none.
+        management_url: of the broker's management API, ``http://user:password@host:15672``, for
+            what AMQP does not tell; kept secret when printed.
     """
 
     model_config = SettingsConfigDict(
@@ -82,6 +84,7 @@ class Settings(BaseSettings):
     inbox_keep_days: Annotated[float, Field(gt=0)] = 30.0
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
+    management_url: SecretStr | None = None
 
     @field_validator("namespace", mode="before")
     @classmethod

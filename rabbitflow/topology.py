@@ -15,7 +15,7 @@ from rabbitflow.settings import Settings
 
 CONSUMER_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
-_RESERVED_NAMES = frozenset({"backfill", "dead", "paused"})
+_RESERVED_NAMES = frozenset({"backfill", "dead", "migrating", "paused", "workers"})
 
 RETRY_BUCKETS_S: tuple[int, ...] = tuple(1 << power for power in range(17))
 """1 s to 65,536 s (18 h). A longer delay waits in the last bucket with its own expiration."""
@@ -40,6 +40,8 @@ LOG_MARK = "x-rabbitflow-log-mark"
 """On a message in an event log that is no event: it says how far the log went at some moment."""
 BACKFILL_NOTE = "x-rabbitflow-backfill-note"
 """On a message in the journal of a back-fill that is no event: how far the past is copied."""
+HELD_EXPIRATION = "x-rabbitflow-held-expiration"
+COPIED_OFFSET = "x-rabbitflow-copied-offset"
 REASON = "x-rabbitflow-reason"
 EXCEPTION_TYPE = "x-rabbitflow-exception-type"
 EXCEPTION_MESSAGE = "x-rabbitflow-exception-message"
@@ -64,6 +66,7 @@ CAUSE_HEADERS = (
     VERSION,
 )
 DELIVERY_COUNT = "x-delivery-count"
+ACQUIRED_COUNT = "x-acquired-count"
 STREAM_OFFSET = "x-stream-offset"
 """As a header of a delivery where it lies in its stream; as an argument where to begin."""
 DEATH = "x-death"
@@ -74,7 +77,7 @@ BROKER_DEATH_HEADERS = frozenset(
     {
         DEATH,
         DELIVERY_COUNT,
-        "x-acquired-count",
+        ACQUIRED_COUNT,
         "x-opt-deaths",
         FIRST_DEATH_EXCHANGE,
         "x-first-death-queue",
@@ -87,6 +90,13 @@ BROKER_DEATH_HEADERS = frozenset(
 
 # RabbitMQ routes a message to the queues named here too (rabbitmq.com/docs/sender-selected).
 SENDER_SELECTED_HEADERS = frozenset({"CC", "BCC"})
+
+QUEUE_TYPE = "x-queue-type"
+DELIVERY_LIMIT = "x-delivery-limit"
+CONSUMER_PRIORITY = "x-priority"
+
+# How a stream is consumed from its oldest event on.
+FROM_FIRST = {STREAM_OFFSET: "first"}
 
 Arguments = Mapping[str, str | int]
 QueueType = Literal["quorum", "classic"]
@@ -184,9 +194,29 @@ class Names:
         """The exclusive queue of whoever copies the past to a consumer."""
         return self._of(f"{consumer}.backfill.lock")
 
+    def workers(self, consumer: str) -> str:
+        """The queue on which every process that may hold the consumer's events has a consumer of
+        its own: how many there are is how many a broker counts on it."""
+        return self._of(f"{consumer}.workers")
+
+    def migrating(self, consumer: str) -> str:
+        """The queue that stands in for the consumer's own while that one is replaced. Workers that
+        see it do not begin."""
+        return holding_queue(self.queue(consumer))
+
     def control(self) -> str:
         """The exchange on which operators pause and resume consumers on every host."""
         return self._of("rabbitflow.control")
+
+
+def holding_queue(queue: str) -> str:
+    """The queue that keeps the messages of ``queue`` while that one is replaced."""
+    return f"{queue}.migrating"
+
+
+def replacing_lock(queue: str) -> str:
+    """The exclusive queue that whoever replaces ``queue`` has, so that nobody else begins."""
+    return f"{queue}.migrating.lock"
 
 
 def bucket_for(delay_s: float) -> int:
@@ -238,6 +268,7 @@ def consumer_topology(
             _dead_lettering(settings.queue_type, dead, CONSUMER_DELIVERY_LIMIT),
         ),
         Queue(dead, _holding(settings.queue_type)),
+        *workers_topology(consumer, settings).queues,
     ]
     queues += [
         Queue(
@@ -279,6 +310,20 @@ def bridge_topology(consumer: str, settings: Settings) -> Topology:
             Binding(names.queue(consumer), bridge),
         ),
     )
+
+
+def workers_topology(consumer: str, settings: Settings) -> Topology:
+    """Return the queue that counts the processes which may hold a consumer's events. Nothing is
+    ever published to it."""
+    names = Names(settings.namespace)
+    return Topology(queues=(Queue(names.workers(consumer), _holding(settings.queue_type)),))
+
+
+def holding(queue: Queue, settings: Settings) -> Queue:
+    """Return the queue that keeps the messages of ``queue`` while that one is replaced."""
+    if queue.arguments.get("x-queue-type") == "stream":
+        return Queue(holding_queue(queue.name), queue.arguments)
+    return Queue(holding_queue(queue.name), _holding(settings.queue_type))
 
 
 def control_topology(settings: Settings) -> Topology:

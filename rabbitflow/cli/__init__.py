@@ -43,6 +43,10 @@ COMMANDS = {
         "rabbitflow.cli.dlq:dlq",
         "Look at the dead letters of consumers, replay, mend, export and purge them.",
     ),
+    "doctor": Named(
+        "rabbitflow.cli.doctor:doctor",
+        "Look for what is wrong with consumers and their broker, and say what to do.",
+    ),
     "log": Named(
         "rabbitflow.cli.log:log",
         "Read the event log: what is announced, live, and what was.",
@@ -71,6 +75,10 @@ COMMANDS = {
         "rabbitflow.cli.control:resume",
         "Let CONSUMER take events again, on every host.",
     ),
+    "status": Named(
+        "rabbitflow.cli.status:status",
+        "Show what waits, failed and is there, by consumer.",
+    ),
     "store": Named(
         "rabbitflow.cli.store:store",
         "Look into an event store: history, state at a time, verification, export.",
@@ -81,7 +89,7 @@ COMMANDS = {
     ),
     "topology": Named(
         "rabbitflow.cli.topology:topology",
-        "Show or declare the exchanges and queues that modules need.",
+        "Show, declare, compare or replace the exchanges and queues that modules need.",
     ),
     "worker": Named(
         "rabbitflow.cli.worker:worker",

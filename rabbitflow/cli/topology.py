@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 
 import click
@@ -10,17 +11,29 @@ from rich.console import Console
 from rich.table import Table
 
 from rabbitflow.broker import close, connect
-from rabbitflow.cli.options import broker_options, errors_in_one_line, run, settings_from
+from rabbitflow.cli.dlq_options import consumer_argument
+from rabbitflow.cli.options import (
+    EXIT_FAILED,
+    broker_options,
+    errors_in_one_line,
+    run,
+    settings_from,
+)
+from rabbitflow.cli.progress import counting
 from rabbitflow.declaration import declare
 from rabbitflow.errors import ConfigurationError
+from rabbitflow.inspection import Difference, difference
+from rabbitflow.migration.consumer import LEAVE_WITHIN_S, Migrated
+from rabbitflow.migration.consumer import migrate as migrate_queues
+from rabbitflow.migration.queues import Progress
+from rabbitflow.project import discover_named
 from rabbitflow.settings import Settings
-from rabbitflow.topology import Topology
-from rabbitflow.worker.discovery import discover
+from rabbitflow.topology import Names, Queue, Topology
 
 
 @click.group()
 def topology() -> None:
-    """Show or declare the exchanges and queues that modules need."""
+    """Show, declare, compare or replace the exchanges and queues that modules need."""
 
 
 @topology.command()
@@ -51,14 +64,133 @@ def apply(modules: tuple[str, ...], url: str | None, namespace: str | None) -> N
     )
 
 
+@topology.command()
+@click.argument("modules", nargs=-1, metavar="[MODULE...]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@broker_options
+@errors_in_one_line
+def diff(modules: tuple[str, ...], as_json: bool, url: str | None, namespace: str | None) -> None:
+    """Show what the broker has otherwise than MODULE... need; exit 1 where anything differs.
+
+    Nothing is changed. Bindings can't be read over AMQP: rabbitflow doctor can, if it is given the
+    management API.
+    """
+    found = run(_diff(modules, settings_from(url, namespace)))
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+    elif found:
+        Console().print(_difference_table(found))
+    else:
+        click.echo("nothing differs")
+    sys.exit(EXIT_FAILED if found else 0)
+
+
+@topology.command()
+@consumer_argument
+@click.argument("modules", nargs=-1, metavar="[MODULE...]")
+@click.option("--pause", is_flag=True, help="Pause the consumer meanwhile, and resume it.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=LEAVE_WITHIN_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --pause: for its workers to finish what they have begun.",
+)
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    metavar="TYPE",
+    help="Keep the queue bound to an event that no handler names any more.",
+)
+@broker_options
+@errors_in_one_line
+def migrate(
+    consumer: str,
+    modules: tuple[str, ...],
+    pause: bool,
+    wait: float,
+    events: tuple[str, ...],
+    url: str | None,
+    namespace: str | None,
+) -> None:
+    """Replace the queues of CONSUMER whose arguments changed; no event is lost.
+
+    CONSUMER is one of MODULE..., or of the project here. Publishers may run. Its workers must be
+    stopped, or --pause waits for them. Killed at any moment, it goes on when it is run again.
+    """
+    settings = settings_from(url, namespace)
+    done = run(_migrate(consumer, modules, settings, events, pause, wait))
+    if not done.queues:
+        click.echo(f"nothing differs: {consumer} has the queues it needs")
+        return
+    click.echo(f"replaced: {', '.join(done.queues)}")
+    if done.is_paused:
+        click.echo(f"{consumer} is paused, as before; go on with: rabbitflow resume {consumer}")
+
+
+async def _migrate(
+    consumer: str,
+    modules: tuple[str, ...],
+    settings: Settings,
+    events: tuple[str, ...],
+    pause: bool,
+    wait_s: float,
+) -> Migrated:
+    found = next(
+        (one for one in (await discover_named(modules)).consumers if one.name == consumer), None
+    )
+    if found is None:
+        raise ConfigurationError(f"no consumer named {consumer} is defined there")
+    names = Names(settings.namespace)
+    with counting(f"moving events of {consumer}", None, quiet=False) as advance:
+
+        def moved(count: int) -> None:
+            for _ in range(count):
+                advance()
+
+        return await migrate_queues(
+            consumer,
+            found.topology(settings),
+            settings,
+            also_bound=tuple(map(names.exchange, events)),
+            pause=pause,
+            leave_within_s=wait_s,
+            progress=Progress(
+                step=lambda done: click.echo(done, err=True),
+                moved=moved,
+            ),
+        )
+
+
+async def _diff(modules: tuple[str, ...], settings: Settings) -> Difference:
+    needed = await _needed(modules, settings)
+    connection = await connect(settings, "rabbitflow topology diff")
+    try:
+        return await difference(connection, needed, settings)
+    finally:
+        await close(connection)
+
+
+def _difference_table(found: Difference) -> Table:
+    table = Table("object", "name", "argument", "on the broker", "wanted")
+    for missing in found.missing:
+        kind = "queue" if isinstance(missing, Queue) else "exchange"
+        table.add_row(kind, missing.name, "", "[red]missing[/]", "")
+    for mismatch in found.mismatches:
+        table.add_row(
+            mismatch.kind, mismatch.name, mismatch.argument, mismatch.current, mismatch.wanted
+        )
+    return table
+
+
 async def _needed(modules: tuple[str, ...], settings: Settings) -> Topology:
-    discovery = await discover(modules)
+    discovery = await discover_named(modules)
     if discovery.broken:
         raise ConfigurationError(
             "; ".join(f"{broken.module}: {broken.error}" for broken in discovery.broken)
         )
-    if not discovery.consumers:
-        raise ConfigurationError(f"no consumer is defined in {', '.join(modules)}")
     needed = Topology()
     for found in discovery.consumers:
         needed += found.topology(settings)

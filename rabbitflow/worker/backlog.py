@@ -10,15 +10,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from rabbitflow.broker import (
-    Channel,
     Connection,
-    NotFound,
     close,
     connect,
-    lost_connections,
-    open_channel,
 )
 from rabbitflow.errors import BrokerError
+from rabbitflow.inspection import look_at
 from rabbitflow.settings import Settings
 from rabbitflow.topology import RETRY_BUCKETS_S, Names
 from rabbitflow.worker.discovery import Found
@@ -99,21 +96,5 @@ class Backlog:
 
     async def _count(self, connection: Connection, queues: Iterable[str]) -> dict[str, int]:
         """Return how many messages wait, by queue, without those that are not there."""
-        counts: dict[str, int] = {}
-        channel: Channel | None = None
-        for queue in queues:
-            # The broker closes the channel of whoever asks for a queue that is not there.
-            if channel is None or channel.is_closed:
-                channel = await open_channel(connection, self._settings, confirms=False)
-            try:
-                with lost_connections():
-                    async with asyncio.timeout(self._settings.connect_timeout_s):
-                        found = await channel.queue_declare(queue, passive=True)
-            except NotFound:
-                continue
-            counts[queue] = found.message_count or 0
-        if channel is not None and not channel.is_closed:
-            with lost_connections():
-                async with asyncio.timeout(self._settings.connect_timeout_s):
-                    await channel.close()
-        return counts
+        found = await look_at(connection, queues, self._settings)
+        return {queue: state.messages for queue, state in found.items()}

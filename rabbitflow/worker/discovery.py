@@ -29,6 +29,7 @@ class Found:
     """A consumer that a module defines, as far as a supervisor needs to know it.
 
     ``longest_timeout_s`` is that of its handlers; None where one may run without limit.
+    ``retries_for_ever`` says that a policy of it was not seen to end.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Found:
     concurrency: int
     retry_buckets_s: tuple[int, ...]
     longest_timeout_s: float | None
+    prefetch: int = 0
+    retries_for_ever: bool = False
 
     def topology(self, settings: Settings) -> Topology:
         """What it needs on the broker."""
@@ -139,6 +142,8 @@ def _found(report: dict[str, Any]) -> Found:
         report["concurrency"],
         tuple(report["retry_buckets_s"]),
         report["longest_timeout_s"],
+        report["prefetch"],
+        report["retries_for_ever"],
     )
 
 
@@ -209,6 +214,8 @@ def _described(consumer: Consumer) -> dict[str, Any]:
             consumer.concurrency,
             tuple(consumer.retry_buckets_s()),
             consumer.longest_timeout_s(),
+            consumer.prefetch,
+            any(handler.retry.is_endless for handler in consumer.handlers.values()),
         )
     )
 

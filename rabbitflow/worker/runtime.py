@@ -19,8 +19,9 @@ from tenacity import (
 )
 
 from rabbitflow.breaker import BreakerState
+from rabbitflow.broker import NotFound
 from rabbitflow.consumer import Consumer
-from rabbitflow.control import is_paused, listen
+from rabbitflow.control import Attendance, attending, is_migrating, is_paused, listen
 from rabbitflow.declaration import declare, verify
 from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable, StoreError
 from rabbitflow.log import backfill
@@ -49,6 +50,9 @@ GIVE_UP_AFTER_S = 60.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
 TURN_AFTER_EVENTS = 16
+
+PAUSED = "paused; what has not begun goes back to the queue"
+RESUMED = "resumed"
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +108,7 @@ class ConsumerRuntime:
         self._told = asyncio.Event()
         self._lacks_past = asyncio.Event()
         self._subscription: Subscription | None = None
+        self._attendance: Attendance | None = None
         self._has_subscribed = False
         self._was_broken = False
         self.needs_replacement = False
@@ -286,6 +291,8 @@ class ConsumerRuntime:
             await self._once.open()
         subscription = await Subscription.open(self._settings, name, queue, self._receive)
         try:
+            # First said, then looked: whoever marks first and counts then can't overlook us.
+            attendance = self._attendance = await self._attend(subscription)
             await self._declare_or_verify()
             # Opened before the first delivery, so that its first failure does not wait for it.
             await self._publisher.channel.open()
@@ -293,24 +300,40 @@ class ConsumerRuntime:
                 await listen(subscription.connection, self._settings, self._told.set)
             await self._look_for_pause(subscription)
             await self._take(subscription)
+            if self._intake.is_paused:
+                await attendance.end()
+                self._attendance = None
         except BaseException:
             await subscription.close()
             raise
         self._subscription = subscription
         self._has_subscribed = True
-        logger.info("%s consumes from queue %s", self._consumer.name, queue)
+        if subscription.is_consuming:
+            logger.info("%s consumes from queue %s", self._consumer.name, queue)
+
+    async def _attend(self, subscription: Subscription) -> Attendance:
+        name, settings = self._consumer.name, self._settings
+        try:
+            attendance = await Attendance.begin(subscription.connection, name, settings)
+        except NotFound:
+            await self._declare_or_verify()  # which names everything that is missing
+            raise
+        if await is_migrating(subscription.connection, name, settings):
+            raise BrokerUnavailable(
+                f"its queues are being replaced; if nobody is at it, finish with:"
+                f" rabbitflow topology migrate {name} {self._consumer.module}"
+            )
+        return attendance
 
     async def _watch(self, subscription: Subscription) -> None:
         """Return when the subscription is lost, or it is time to stop."""
         intake = self._intake
         while not (self._stopping.is_set() or subscription.lost.done()):
-            await first_of(
-                self._stopping,
-                intake.changed,
-                self._told,
-                subscription.lost,
-                within_s=CHECK_EVERY_S,
-            )
+            signals = [self._stopping, intake.changed, self._told]
+            is_leaving = intake.is_paused and self._attendance is not None
+            if is_leaving:
+                signals.append(self._gate.emptied)
+            await first_of(*signals, subscription.lost, within_s=CHECK_EVERY_S)
             if self._stopping.is_set() or subscription.lost.done():
                 break
             try:
@@ -319,18 +342,29 @@ class ConsumerRuntime:
                 elif self._told.is_set():
                     self._told.clear()
                     await self._look_for_pause(subscription)
+                elif is_leaving and self._gate.emptied.is_set():
+                    # An open delivery would run into the broker's time-out; and who replaces the
+                    # queue must know that nobody holds any.
+                    subscription.abandon(PAUSED)
                 else:
                     await self._check(subscription)
             except BrokerError as error:
                 subscription.abandon(str(error))
         if subscription.lost.done() and not self._stopping.is_set():
             why = subscription.lost.result()
-            logger.warning("%s lost its subscription: %s", self._consumer.name, why)
+            if why in (PAUSED, RESUMED):
+                logger.debug("%s subscribes anew: %s", self._consumer.name, why)
+            else:
+                logger.warning("%s lost its subscription: %s", self._consumer.name, why)
             await subscription.close()
 
     async def _check(self, subscription: Subscription) -> None:
         """Look whether the broker still knows us, and whether we could settle a failure."""
         await subscription.check()
+        if self._attendance is not None:
+            name = self._consumer.name
+            if not await attending(subscription.connection, name, self._settings):
+                raise BrokerUnavailable(f"the broker lost sight of the workers of {name}")
         await self._look_for_pause(subscription)
         with contextlib.suppress(BrokerError):
             # The deliveries in hand are not to be lost over it; meanwhile we are not ready.
@@ -341,18 +375,21 @@ class ConsumerRuntime:
         intake = self._intake
         intake.changed.clear()
         prefetch = intake.prefetch
-        if prefetch:
+        if prefetch and self._attendance is None:
+            # The queue may be another one by now: everything from the start.
+            subscription.abandon(RESUMED)
+        elif prefetch:
             await subscription.consume(prefetch)
             if self._was_broken and intake.breaker_state is BreakerState.CLOSED:
                 self._was_broken = False
                 logger.info(
                     "%s takes events again: its circuit breaker closed", self._consumer.name
                 )
-            return
-        self._was_broken = self._was_broken or not intake.is_paused
-        await subscription.pause()
-        why = "an operator" if intake.is_paused else "its circuit breaker"
-        logger.warning("%s is paused by %s; its queue keeps the events", self._consumer.name, why)
+        else:
+            await subscription.pause()
+            if not intake.is_paused:
+                self._was_broken = True
+                self._say_paused("its circuit breaker")
 
     async def _look_for_pause(self, subscription: Subscription) -> None:
         name, settings = self._consumer.name, self._settings
@@ -360,6 +397,11 @@ class ConsumerRuntime:
         self._intake.pause(await is_paused(subscription.connection, name, settings))
         if was_paused and not self._intake.is_paused:
             logger.info("%s is resumed", name)
+        elif self._intake.is_paused and not was_paused:
+            self._say_paused("an operator")
+
+    def _say_paused(self, by: str) -> None:
+        logger.warning("%s is paused by %s; its queue keeps the events", self._consumer.name, by)
 
     async def _drain(self) -> None:
         subscription = self._subscription

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
-from pamqp.commands import Queue as QueueCommands
 
 from rabbitflow import fastpath
 from rabbitflow.broker import (
@@ -21,8 +20,8 @@ from rabbitflow.broker import (
     connect,
     lost_connections,
     open_channel,
-    throwaway_channel,
 )
+from rabbitflow.inspection import look
 from rabbitflow.settings import Settings
 from rabbitflow.wire import Content
 from rabbitflow.worker.acks import Acks
@@ -132,20 +131,11 @@ class Subscription:
             NotFound: the queue is gone.
             ConnectionLost: the connection is gone, or the queue has no consumer at all.
         """
-        found = await self._look_at(self.queue)
+        found = await look(self._connection, self.queue, self._settings)
         if found is None:
             raise NotFound(f"queue {self.queue} is gone")
-        if self.is_consuming and not found.consumer_count:
+        if self.is_consuming and not found.consumers:
             raise ConnectionLost(f"the broker knows no consumer on queue {self.queue}")
-
-    async def _look_at(self, queue: str) -> QueueCommands.DeclareOk | None:
-        try:
-            async with throwaway_channel(self._connection, self._settings) as channel:
-                with lost_connections():
-                    async with asyncio.timeout(self._settings.connect_timeout_s):
-                        return await channel.queue_declare(queue, passive=True)
-        except NotFound:
-            return None
 
     def abandon(self, why: str) -> None:
         """Give the subscription up: what is not acked yet is delivered again, to who comes next."""

@@ -107,17 +107,38 @@ class Probe:
         """The queue of :meth:`tap`."""
         return f"{self.settings.namespace}.tap.{event_type}"
 
-    def declare_exchange(self, event_type: str) -> None:
+    def declare_exchange(self, event_type: str, kind: str = "fanout") -> None:
         """Declare an event's exchange, as a worker would."""
-        self._channel.exchange_declare(self.names.exchange(event_type), "fanout", durable=True)
+        self._channel.exchange_declare(self.names.exchange(event_type), kind, durable=True)
 
     def declare_queue(self, queue: str, arguments: dict[str, Any] | None = None) -> None:
         """Declare a durable queue."""
         self._channel.queue_declare(queue, durable=True, arguments=arguments)
 
     def bind(self, queue: str, event_type: str) -> None:
-        """Bind a queue to an event's exchange."""
-        self._channel.queue_bind(queue, self.names.exchange(event_type))
+        """Bind a queue to an event's exchange, as a worker would."""
+        self._channel.queue_bind(queue, self.names.exchange(event_type), routing_key="")
+
+    def unbind(self, queue: str, event_type: str) -> None:
+        """Take away what :meth:`bind` gave."""
+        self._channel.queue_unbind(queue, self.names.exchange(event_type), routing_key="")
+
+    def ids(self, queue: str, *, is_log: bool = False, quiet_s: float = 1.0) -> list[str]:
+        """Take every message off a queue, or read a log, until none comes for a while; return their
+        ids in order."""
+        channel = self._connection.channel()
+        channel.basic_qos(prefetch_count=500)
+        arguments = {"x-stream-offset": "first"} if is_log else None
+        ids: list[str] = []
+        for method, properties, _ in channel.consume(
+            queue, arguments=arguments, inactivity_timeout=quiet_s
+        ):
+            if method is None:
+                break
+            ids.append(properties.message_id)
+            channel.basic_ack(method.delivery_tag)
+        channel.close()
+        return ids
 
     def delete_queue(self, queue: str) -> None:
         """Delete a queue, whoever uses it."""
@@ -131,6 +152,7 @@ class Probe:
             names.dead(consumer),
             names.paused(consumer),
             names.backfill(consumer),
+            names.workers(consumer),
             *(names.retry(consumer, bucket_s) for bucket_s in RETRY_BUCKETS_S),
         ):
             self._channel.queue_delete(queue)

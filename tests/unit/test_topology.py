@@ -17,6 +17,8 @@ from rabbitflow.topology import (
     bucket_for,
     check_consumer_name,
     consumer_topology,
+    holding_queue,
+    replacing_lock,
 )
 
 consumer_names = st.from_regex(r"[a-z][a-z0-9_-]{0,62}", fullmatch=True)
@@ -51,7 +53,20 @@ def is_accepted(check: Callable[[str], object], name: str) -> bool:
 
 
 # Words that the names are made of, beside any other: a collision is likeliest among these.
-words = st.sampled_from(["events", "dead", "paused", "retry", "log", "rabbitflow", "control", "a"])
+words = st.sampled_from(
+    [
+        "events",
+        "dead",
+        "paused",
+        "workers",
+        "migrating",
+        "retry",
+        "log",
+        "rabbitflow",
+        "control",
+        "a",
+    ]
+)
 consumers = (words | consumer_names).filter(lambda name: is_accepted(check_consumer_name, name))
 namespaces = st.none() | (
     (words | st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,62}", fullmatch=True)).filter(
@@ -66,13 +81,16 @@ event_types = st.lists(words | st.sampled_from(["ORDER_PLACED", "1s"]), min_size
 def owned_queues(namespace: str | None, consumer: str, event_type: str) -> dict[str, object]:
     """Each queue's name, and the one thing it is for."""
     names = Names(namespace)
-    return {
+    owned: dict[str, object] = {
         names.queue(consumer): (namespace, consumer, "queue"),
         names.dead(consumer): (namespace, consumer, "dead"),
-        names.paused(consumer): (namespace, consumer, "paused"),
+        names.workers(consumer): (namespace, consumer, "workers"),
         **{names.retry(consumer, k): (namespace, consumer, k) for k in RETRY_BUCKETS_S},
         names.log(event_type): (namespace, event_type, "log"),
     }
+    replaced = {holding_queue(name): ("holding", owner) for name, owner in owned.items()}
+    locks = {replacing_lock(name): ("lock", owner) for name, owner in owned.items()}
+    return owned | replaced | locks | {names.paused(consumer): (namespace, consumer, "paused")}
 
 
 @given(namespaces, consumers, event_types, namespaces, consumers, event_types)
@@ -80,7 +98,7 @@ def test_no_two_queues_ever_have_the_same_name(
     one: str | None, consumer: str, event: str, other: str | None, consumer_2: str, event_2: str
 ) -> None:
     first, second = owned_queues(one, consumer, event), owned_queues(other, consumer_2, event_2)
-    assert len(first) == len(RETRY_BUCKETS_S) + 4
+    assert len(first) == 3 * (len(RETRY_BUCKETS_S) + 4) + 1
     for name in first.keys() & second.keys():
         assert first[name] == second[name]
 
@@ -95,7 +113,7 @@ def test_no_two_exchanges_ever_have_the_same_name(
     assert Names(one).event_type(Names(one).exchange(event)) == event
 
 
-@pytest.mark.parametrize("name", ["dead", "paused"])
+@pytest.mark.parametrize("name", ["dead", "paused", "workers", "migrating"])
 def test_a_consumer_called_like_another_ones_queue_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="no consumer's name"):
         check_consumer_name(name)

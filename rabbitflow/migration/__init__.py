@@ -1,0 +1,1 @@
+"""Replacing queues whose arguments changed, without losing an event, over AMQP alone."""
