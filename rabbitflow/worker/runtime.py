@@ -345,6 +345,7 @@ class ConsumerRuntime:
                 elif is_leaving and self._gate.emptied.is_set():
                     # An open delivery would run into the broker's time-out; and who replaces the
                     # queue must know that nobody holds any.
+                    subscription.acks.flush()
                     subscription.abandon(PAUSED)
                 else:
                     await self._check(subscription)
