@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -26,6 +27,28 @@ def broker_options(command: Callable[P, ResultT]) -> Callable[P, ResultT]:
     for option in (
         click.option("--namespace", help="Prefix of every name on the broker."),
         click.option("--url", help="Of the broker: amqp://user:password@host:5672/vhost."),
+    ):
+        command = option(command)
+    return command
+
+
+def _level(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if logging.getLevelName(value.upper()) == f"Level {value.upper()}":
+        raise click.BadParameter(f"{value} is no level")
+    return value.upper()
+
+
+def service_options(command: Callable[P, ResultT]) -> Callable[P, ResultT]:
+    """Add what every command has that runs until it is stopped: where it is seen, how it logs."""
+    for option in (
+        click.option(
+            "--log-level", default="INFO", show_default=True, metavar="LEVEL", callback=_level
+        ),
+        click.option("--log-format", type=click.Choice(["text", "json"]), default="text"),
+        click.option(
+            "--metrics-port", type=click.IntRange(0, 65535), help="9464 by default; 0 for none."
+        ),
+        click.option("--metrics-host", metavar="ADDRESS", help="Of /metrics, /healthz, /readyz."),
     ):
         command = option(command)
     return command

@@ -8,7 +8,13 @@ import sys
 import click
 
 from rabbitflow.cli.log_options import event_types_of, type_arguments
-from rabbitflow.cli.options import broker_options, errors_in_one_line, run, settings_from
+from rabbitflow.cli.options import (
+    broker_options,
+    errors_in_one_line,
+    run,
+    service_options,
+    settings_from,
+)
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.store import recorder
 from rabbitflow.store.database import Database
@@ -21,10 +27,7 @@ from rabbitflow.worker.supervisor import Plan, Supervisor
 @click.option("--consumer", default="record", show_default=True, metavar="NAME")
 @click.option("--from-beginning", is_flag=True, help="Where it is new: with what the log keeps.")
 @click.option("--database", metavar="URL", help="postgresql://… or sqlite:///file.db.")
-@click.option("--metrics-host", metavar="ADDRESS", help="Of /metrics, /healthz, /readyz.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="9464 by default; 0 for none.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
-@click.option("--log-level", default="INFO", show_default=True, metavar="LEVEL")
+@service_options
 @broker_options
 @errors_in_one_line
 def record(
@@ -44,7 +47,7 @@ def record(
     TYPE... defaults to everything that the project's consumers react to. An event is in the stream
     recorded-KEY, or recorded-TYPE where it has no key: rabbitflow store history recorded-ORD-1
     """
-    configure_logging(log_format, log_level.upper())
+    configure_logging(log_format, log_level)
     settings = settings_from(
         url,
         namespace,
@@ -59,5 +62,5 @@ def record(
     os.environ[recorder.CONSUMER] = check_consumer_name(consumer)
     os.environ[recorder.FROM_BEGINNING] = "1" if from_beginning else "0"
     os.environ["RABBITFLOW_DATABASE_URL"] = secret
-    plan = Plan((recorder.__name__,), log_format=log_format, log_level=log_level.upper())
+    plan = Plan((recorder.__name__,), log_format=log_format, log_level=log_level)
     sys.exit(run(Supervisor(plan, settings).run()))

@@ -10,7 +10,13 @@ from typing import Any
 import click
 from prometheus_client import CollectorRegistry
 
-from rabbitflow.cli.options import broker_options, errors_in_one_line, run, settings_from
+from rabbitflow.cli.options import (
+    broker_options,
+    errors_in_one_line,
+    run,
+    service_options,
+    settings_from,
+)
 from rabbitflow.observe.exposition import RelayCollector
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.observe.server import StatusServer
@@ -31,10 +37,7 @@ from rabbitflow.worker.report import tell
     help="all: one relay at a time, others stand by. key: several share the work.",
 )
 @click.option("--batch", type=click.IntRange(1), default=BATCH, show_default=True)
-@click.option("--metrics-host", metavar="ADDRESS", help="Of /metrics, /healthz, /readyz.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="9464 by default; 0 for none.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
-@click.option("--log-level", default="INFO", show_default=True, metavar="LEVEL")
+@service_options
 @broker_options
 @errors_in_one_line
 def relay(
@@ -53,7 +56,7 @@ def relay(
     Run as many as you like: with --order all one announces and the others stand by. SIGTERM
     finishes the batch under way and exits 0.
     """
-    configure_logging(log_format, log_level.upper())
+    configure_logging(log_format, log_level)
     settings = settings_from(
         url,
         namespace,

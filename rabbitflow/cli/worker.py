@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from functools import partial
 
 import click
 
-from rabbitflow.cli.options import broker_options, errors_in_one_line, run, settings_from
+from rabbitflow.cli.options import (
+    broker_options,
+    errors_in_one_line,
+    run,
+    service_options,
+    settings_from,
+)
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names
@@ -29,10 +34,7 @@ logger = logging.getLogger(__name__)
 @click.option("--no-declare", is_flag=True, help="Declare nothing; needs no configure permission.")
 @click.option("--shutdown-timeout", type=float, metavar="SECONDS", help="To finish when stopped.")
 @click.option("--reload", is_flag=True, help="Start anew when a Python file changes.")
-@click.option("--metrics-host", metavar="ADDRESS", help="Of /metrics, /healthz, /readyz.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="9464 by default; 0 for none.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
-@click.option("--log-level", default="INFO", show_default=True, metavar="LEVEL")
+@service_options
 @broker_options
 @errors_in_one_line
 def worker(
@@ -55,9 +57,7 @@ def worker(
     A package stands for all its modules. The current directory is importable. SIGTERM finishes
     what is in flight and exits 0; a second SIGTERM gives it back to the queues at once.
     """
-    if logging.getLevelName(log_level.upper()) == f"Level {log_level.upper()}":
-        raise click.BadParameter(f"{log_level} is no level", param_hint="--log-level")
-    configure_logging(log_format, log_level.upper())
+    configure_logging(log_format, log_level)
     settings = settings_from(
         url,
         namespace,
@@ -66,7 +66,7 @@ def worker(
         metrics_host=metrics_host,
         metrics_port=metrics_port,
     )
-    plan = Plan(modules, processes, concurrency, reload, log_format, log_level.upper())
+    plan = Plan(modules, processes, concurrency, reload, log_format, log_level)
     # Also where nobody will use it: no child, and no handler, may speak to systemd in our name.
     notifier = Notifier.from_environment()
     if single_process:

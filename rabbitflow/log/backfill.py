@@ -48,6 +48,9 @@ KEEP_EVERY = 500
 """Copies between two notes of progress: also how many may be made twice when we are killed."""
 
 ROUNDS = 5
+SILENT_S = 1.0
+"""A log that says nothing for so long is empty, or is copied later, up to its mark."""
+
 SHORT_ROUND = 5_000
 LOOK_EVERY_S = 2.0
 LONGEST_PAUSE_S = 30.0
@@ -197,7 +200,10 @@ class _Backfill:
         """Copy the bulk while the queue is not bound, so that the past comes before the present."""
         for _ in range(ROUNDS):
             before = self.copies.confirmed
-            await self._copy(await note_ends(self._connection, self._event_types, self._settings))
+            ends = await note_ends(
+                self._connection, self._event_types, self._settings, within_s=SILENT_S
+            )
+            await self._copy(ends)
             if self.copies.confirmed - before < SHORT_ROUND:
                 break
 

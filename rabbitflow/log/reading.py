@@ -28,7 +28,9 @@ from rabbitflow.settings import Settings
 from rabbitflow.topology import STREAM_OFFSET, Names
 
 PREFETCH = 500
-FIRST_ANSWER_S = 1.0
+FIRST_ANSWER_S = 5.0
+"""How long a log may be silent before it is taken to be empty, also on a machine that is busy."""
+
 QUIET_S = 0.2
 NOTE_WITHIN_S = 1.0
 STALLED_S = 30.0
@@ -165,7 +167,13 @@ async def open_log(
         ) from None
 
 
-async def note_end(connection: Connection, event_type: str, settings: Settings) -> int | None:
+async def note_end(
+    connection: Connection,
+    event_type: str,
+    settings: Settings,
+    *,
+    within_s: float = FIRST_ANSWER_S,
+) -> int | None:
     """Return the offset of the newest entry; None where the log is empty.
 
     A broker tells no client how long a stream is (a passive declare says 0). It delivers the last
@@ -176,7 +184,7 @@ async def note_end(connection: Connection, event_type: str, settings: Settings) 
         ConfigurationError: there is no such log.
     """
     async with open_log(connection, event_type, LAST, settings) as reader:
-        entry = await reader.next(FIRST_ANSWER_S)
+        entry = await reader.next(within_s)
         newest = entry
         deadline = time.monotonic() + NOTE_WITHIN_S
         while entry is not None and time.monotonic() < deadline:
@@ -186,10 +194,16 @@ async def note_end(connection: Connection, event_type: str, settings: Settings) 
 
 
 async def note_ends(
-    connection: Connection, event_types: Sequence[str], settings: Settings
+    connection: Connection,
+    event_types: Sequence[str],
+    settings: Settings,
+    *,
+    within_s: float = FIRST_ANSWER_S,
 ) -> dict[str, int | None]:
     """Return :func:`note_end` of several logs, all at once."""
-    ends = await asyncio.gather(*(note_end(connection, name, settings) for name in event_types))
+    ends = await asyncio.gather(
+        *(note_end(connection, name, settings, within_s=within_s) for name in event_types)
+    )
     return dict(zip(event_types, ends, strict=True))
 
 

@@ -152,42 +152,28 @@ async def test_old_ids_are_forgotten(worker: Worker, store: EventStore, store_ur
     await eventually(only_new, within_s=LONG_S)
 
 
-@pytest.mark.parametrize(
-    ("handler", "said"),
-    [
-        ("async def charge(event: Event, session: Session) -> None: ...", "an async def takes"),
-        ("def charge(event: Event, session: AsyncSession) -> None: ...", "an async def takes"),
-    ],
-)
-def test_a_session_of_the_wrong_kind_is_an_error_at_start(
-    worker: Worker, handler: str, said: str
+async def test_a_handler_with_its_own_way_to_know_a_duplicate_says_so(
+    worker: Worker, publisher: Publisher, probe: Probe
 ) -> None:
     worker.module(
         "payment",
-        f"""
-        from sqlalchemy.ext.asyncio import AsyncSession
-        from sqlalchemy.orm import Session
-        payment = Consumer("payment")
-        @payment.on("ORDER_PLACED", once=True)
-        {handler}
-        """,
-    )
-    assert worker.run_to_end() == 78
-    assert said in worker.log()
-
-
-def test_a_session_without_once_is_an_error_at_start(worker: Worker) -> None:
-    worker.module(
-        "payment",
         """
-        from sqlalchemy.orm import Session
-        payment = Consumer("payment")
+        payment = Consumer("payment", retry=Retry.fixed(attempts=3, wait=1))
         @payment.on("ORDER_PLACED")
-        def charge(event: Event, session: Session) -> None: ...
+        async def charge(event: Event) -> None:
+            ledger.write("payment", event.id)
+            raise AlreadyHandled("seen before")
         """,
     )
-    assert worker.run_to_end() == 78
-    assert "once=True" in worker.log()
+    worker.start()
+    await worker.ready("payment")
+    event = await publisher.publish("ORDER_PLACED", {})
+    await eventually(lambda: worker.ledger.ids("payment") == [event.id], within_s=LONG_S)
+    worker.signal()
+    assert worker.exit_code() == 0
+    assert probe.depth(probe.names.queue("payment")) == 0
+    assert probe.depth(probe.names.dead("payment")) == 0
+    assert worker.ledger.ids("payment") == [event.id]
 
 
 def _tapped(probe: Probe) -> str:

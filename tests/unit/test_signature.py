@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from typing_extensions import TypedDict
 
 from rabbitflow import ConfigurationError, Consumer, Context, Event
@@ -194,3 +197,44 @@ def test_prefetch_leaves_room_for_every_slot() -> None:
     assert payment.prefetch >= payment.slots == 100
     with pytest.raises(ConfigurationError, match="prefetch"):
         Consumer("payment", concurrency=8, prefetch=4)
+
+
+def test_a_handler_that_runs_once_gets_the_session_of_its_context() -> None:
+    async def charge(event: Event[Order], session: AsyncSession) -> Any:
+        return event.data.amount, session
+
+    def charge_in_thread(order: Order, context: Context, *, session: Session) -> Any:
+        return order.amount, session
+
+    for function in (charge, charge_in_thread):
+        signature = resolve(function)
+        event = signature.decode(BODY)
+        context = Context(event, "payment", Nobody())
+        context.commit_with("the session", Nobody())
+        result = signature.call(event, context)
+        if signature.is_async:
+            result = asyncio.run(result)
+        assert signature.takes_session
+        assert result == (5, "the session")
+
+
+def test_a_session_of_the_wrong_kind_is_an_error_at_start() -> None:
+    async def charge(event: Event, session: Session) -> None: ...
+    def charge_in_thread(event: Event, session: AsyncSession) -> None: ...
+    def charge_many(events: list[Event], sessions: list[Session]) -> None: ...
+
+    for function in (charge, charge_in_thread):
+        with pytest.raises(ConfigurationError, match="an async def takes an AsyncSession"):
+            resolve(function)
+    with pytest.raises(ConfigurationError, match="a batch handler gets no session"):
+        resolve(charge_many, is_batch=True)
+
+
+def test_a_session_without_once_is_an_error_at_start() -> None:
+    payment = Consumer("payment")
+
+    @payment.on("ORDER_PLACED")
+    def charge(event: Event, session: Session) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="once=True"):
+        payment.resolve()
