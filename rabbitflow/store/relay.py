@@ -7,8 +7,8 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +38,10 @@ LONGEST_PAUSE_S = 5.0
 CHANNEL = "rabbitflow_outbox"
 _LOCK_KEY = 1918987877
 
-_TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:key, 'rabbitflow_outbox'::regclass::oid::int)")
+# The lock belongs to this very table, as two outboxes may be in one database, in two schemas.
+_OURS = "(:key, 'rabbitflow_outbox'::regclass::oid::int)"
+_TRY_LANE = text(f"SELECT pg_try_advisory_xact_lock{_OURS}")
+_TRY_ALL = text(f"SELECT pg_try_advisory_lock{_OURS}")
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +110,7 @@ class Relay:
         self._stopping = asyncio.Event()
         self._counted_at = float("-inf")
         self._lock: int | None = None
+        self._holder: AsyncConnection | None = None
 
     def stop(self) -> None:
         """Finish the batch under way, then return from :meth:`run`."""
@@ -152,6 +156,7 @@ class Relay:
                 await asyncio.gather(listening, return_exceptions=True)
             if self._lock is not None:
                 os.close(self._lock)
+            await self._let_go()
             await engine.dispose()
 
     async def _pass(self, engine: AsyncEngine) -> bool:
@@ -172,15 +177,16 @@ class Relay:
         self.figures.has_looked = True
         if self.figures.is_active is not is_active:
             self.figures.is_active = is_active
-            state = "announces" if is_active else "stands by: another relay announces"
-            logger.info("the relay of %s %s", self._database.shown, state)
+            if self._lanes == (None,):
+                state = "announces" if is_active else "stands by: another relay announces"
+                logger.info("the relay of %s %s", self._database.shown, state)
         return is_more
 
     async def _relay(self, engine: AsyncEngine, lane: int | None) -> int | None:
         """Relay one batch; return how many it was, or None where another relay has the lock."""
         if self._database.dialect == "postgresql":
-            async with engine.begin() as connection:
-                if not await self._locks_lane(connection, lane):
+            async with self._locked(engine, lane) as connection:
+                if connection is None:
                     return None
                 rows = (await connection.execute(self._next(lane))).all()
                 announced = await self._announce(rows)
@@ -258,13 +264,43 @@ class Relay:
         self.figures.waiting, self.figures.oldest_at, self.figures.refused = row
         self._counted_at = time.monotonic()
 
-    @staticmethod
-    async def _locks_lane(connection: AsyncConnection, lane: int | None) -> bool:
-        key = _LOCK_KEY + (0 if lane is None else lane + 1)
-        taking = text(
-            "SELECT pg_try_advisory_xact_lock(:key, 'rabbitflow_outbox'::regclass::oid::int)"
-        )
-        return bool((await connection.execute(taking, {"key": key})).scalar())
+    @asynccontextmanager
+    async def _locked(
+        self, engine: AsyncEngine, lane: int | None
+    ) -> AsyncIterator[AsyncConnection | None]:
+        """A transaction of whoever has the lock on PostgreSQL; None where another relay has it.
+
+        A lane is locked for one transaction, so that relays take turns. The whole outbox is locked
+        by a connection for as long as it lasts, and announced on that very connection: a relay that
+        lost it has lost the lock, and can't strike anything out.
+        """
+        if lane is not None:
+            async with engine.begin() as connection:
+                taken = await connection.execute(_TRY_LANE, {"key": _LOCK_KEY + lane + 1})
+                yield connection if taken.scalar() else None
+            return
+        try:
+            if self._holder is None:
+                holder = await engine.connect()
+                async with holder.begin():
+                    taken = await holder.execute(_TRY_ALL, {"key": _LOCK_KEY})
+                if not taken.scalar():
+                    await holder.close()
+                    yield None
+                    return
+                self._holder = holder
+            async with self._holder.begin():
+                yield self._holder
+        except BaseException:
+            await self._let_go()
+            raise
+
+    async def _let_go(self) -> None:
+        """Close the connection that holds the lock, which frees it."""
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            await holder.invalidate()
+            await holder.close()
 
     def _locks_file(self) -> bool:
         """Take the lock beside an SQLite file; the system frees it when the process ends."""
