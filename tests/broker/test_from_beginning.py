@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from rabbitflow import Event, Publisher
-from rabbitflow.log.backfill import KEEP_EVERY
-from rabbitflow.log.copying import WINDOW
 from rabbitflow.settings import Settings
 from tests.harness.broker import Probe
 from tests.harness.waiting import eventually
@@ -102,28 +99,6 @@ async def test_the_past_comes_in_the_order_in_which_it_happened(
     worker.module("rating", RATING.format(before="pass")).start("--concurrency", "1")
     await eventually(lambda: handled(worker).total() == 40, within_s=LONG_S)
     assert [effect.number for effect in worker.ledger.of("replayed")] == list(range(40))
-
-
-async def test_a_kill_during_the_back_fill_loses_nothing(
-    worker: Worker, publisher: Publisher
-) -> None:
-    past = orders(range(3_000))
-    await publisher.publish_many(past)
-    worker.module("rating", RATING.format(before="pass"))
-    async with publishing(publisher) as confirmed:
-        worker.start("--processes", "2")
-        for copied in (300, 1_500):
-            await eventually(
-                lambda copied=copied: handled(worker).total() > copied, within_s=LONG_S
-            )
-            for child in worker.children():
-                with contextlib.suppress(Exception):
-                    child.kill()
-        await eventually(lambda: worker.said(HAS_ITS_PAST) == 1, within_s=LONG_S)
-    expected = {event.id for event in past} | set(confirmed)
-    await eventually(lambda: handled(worker).keys() >= expected, within_s=LONG_S)
-    again = handled(worker).total() - len(expected)
-    assert again <= 2 * (KEEP_EVERY + WINDOW + 2 * 12), "more came again than was not noted"
 
 
 async def test_a_consumer_that_has_its_past_does_not_get_it_again(

@@ -27,6 +27,10 @@ from tests.harness.waiting import eventually
 
 LONG_S = 60.0
 
+pytestmark = pytest.mark.only_on(
+    "rabbitmq", reason="the relay asks the broker for nothing but confirms, tested on both"
+)
+
 
 @pytest.fixture
 def relay(settings: Settings, store_url: str, tmp_path: Path) -> Command:
