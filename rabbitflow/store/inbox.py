@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Delete, Engine, Insert, Select, Update, delete, select, update
+from sqlalchemy import Delete, Engine, Select, Update, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningInsert
 
 from rabbitflow.context import Announcer, Context
 from rabbitflow.errors import AlreadyHandled, EventError, StoreError
@@ -135,7 +136,7 @@ class DatabaseInbox:
         follow_ups = _FollowUps(context.consumer)
         async with AsyncSession(self._async, expire_on_commit=False) as session:
             with store_failures(self._database.shown):
-                is_new = (await session.execute(self._first(event, context))).rowcount  # type: ignore[attr-defined]
+                is_new = (await session.execute(self._first(event, context))).first() is not None
             if is_new:
                 context.commit_with(session, follow_ups)
                 await signature.call(event, context)
@@ -151,7 +152,7 @@ class DatabaseInbox:
         follow_ups = _FollowUps(context.consumer)
         with Session(self._sync, expire_on_commit=False) as session:
             with store_failures(self._database.shown):
-                is_new = session.execute(self._first(event, context)).rowcount  # type: ignore[attr-defined]
+                is_new = session.execute(self._first(event, context)).first() is not None
             if is_new:
                 context.commit_with(session, follow_ups)
                 signature.call(event, context)
@@ -191,7 +192,7 @@ class DatabaseInbox:
             async with self._async.begin() as connection:
                 return int((await connection.execute(statement)).rowcount)
 
-    def _first(self, event: Event[Any], context: Context) -> Insert:
+    def _first(self, event: Event[Any], context: Context) -> ReturningInsert[Any]:
         row = {
             "consumer": self._consumer,
             "event_id": event.id,
@@ -199,9 +200,11 @@ class DatabaseInbox:
             "is_replay": context.is_replay,
             "handled_at": time.time(),
         }
+        # A row comes back where one was written; how many there were, not every result tells.
         if self._database.dialect == "postgresql":
-            return postgresql.insert(INBOX).values(row).on_conflict_do_nothing()
-        return sqlite.insert(INBOX).values(row).on_conflict_do_nothing()
+            into = postgresql.insert(INBOX).values(row).on_conflict_do_nothing()
+            return into.returning(INBOX.c.event_id)
+        return sqlite.insert(INBOX).values(row).on_conflict_do_nothing().returning(INBOX.c.event_id)
 
     def _kept(self, event: Event[Any]) -> Select[Any]:
         return select(INBOX.c.follow_ups).where(*self._row_of(event))
