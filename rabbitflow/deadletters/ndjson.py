@@ -65,7 +65,8 @@ def line_of(letter: Letter, consumer: str) -> str:
     # The traceback is in the headers; once is enough in a file that may hold many.
     cause = {name: value for name, value in described(letter).items() if name != "traceback"}
     given = {name: getattr(properties, name) for name in _PROPERTIES}
-    headers = dict(properties.headers or {})
+    # Sorted, because a broker may give them in another order each time.
+    headers = dict(sorted((properties.headers or {}).items()))
     # Says how often somebody looked, and would make two exports of one letter differ.
     headers.pop(DELIVERY_COUNT, None)
     whole = {

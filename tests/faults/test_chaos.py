@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from rich.console import Console
 
 from rabbitflow import Publisher
@@ -10,6 +11,7 @@ from tests.harness.chaos import chaos, check
 from tests.harness.workers import Worker
 
 
+@pytest.mark.slow
 async def test_of_ten_thousand_events_every_one_is_an_effect_or_a_dead_letter(
     worker: Worker, publisher: Publisher, probe: Probe
 ) -> None:
