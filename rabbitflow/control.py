@@ -25,9 +25,9 @@ from rabbitflow.broker import (
     open_channel,
     throwaway_channel,
 )
-from rabbitflow.declaration import declare, queue_exists
+from rabbitflow.declaration import declare
 from rabbitflow.errors import ConfigurationError, Unroutable
-from rabbitflow.inspection import look
+from rabbitflow.inspection import look, queue_exists
 from rabbitflow.publisher import CONTENT_TYPE, PERSISTENT
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names, control_topology, pause_topology, workers_topology

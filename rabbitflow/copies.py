@@ -15,7 +15,7 @@ _UNWRITABLE = (TypeError, ValueError, OverflowError, struct.error)
 
 
 def copied_properties(
-    given: Basic.Properties, headers: dict[str, Any], event_id: str, event_type: str | None
+    given: Basic.Properties, headers: dict[str, Any], event_id: str | None, event_type: str | None
 ) -> Basic.Properties:
     """Return the properties of a message for its copy, with new headers.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from aiormq.exceptions import (
 from rabbitflow.broker import (
     Channel,
     Connection,
-    NotFound,
     lost_connections,
     throwaway_channel,
 )
@@ -76,22 +74,6 @@ async def declare(connection: Connection, topology: Topology, settings: Settings
             + "; a queue's arguments can't be changed in place: set the wanted value back, or let"
             " rabbitflow topology migrate CONSUMER MODULE replace the queue"
         )
-
-
-async def queue_exists(connection: Connection, queue: str, settings: Settings) -> bool:
-    """Whether the broker has a queue of this name; needs no permission.
-
-    Raises:
-        ConnectionLost: the connection ended.
-    """
-    try:
-        async with throwaway_channel(connection, settings) as channel:
-            with lost_connections():
-                async with asyncio.timeout(settings.connect_timeout_s):
-                    await channel.queue_declare(queue, passive=True)
-    except NotFound:
-        return False
-    return True
 
 
 async def compare(

@@ -54,6 +54,11 @@ async def look(connection: Connection, queue: str, settings: Settings) -> QueueS
     return (await look_at(connection, (queue,), settings)).get(queue)
 
 
+async def queue_exists(connection: Connection, queue: str, settings: Settings) -> bool:
+    """Whether the broker has a queue of this name. Raises as :func:`look_at`."""
+    return await look(connection, queue, settings) is not None
+
+
 async def look_at(
     connection: Connection, queues: Iterable[str], settings: Settings
 ) -> dict[str, QueueState]:

@@ -26,13 +26,14 @@ from rabbitflow.broker import (
     lost_connections,
     throwaway_channel,
 )
-from rabbitflow.declaration import declare, queue_exists
+from rabbitflow.declaration import declare
 from rabbitflow.errors import (
     BrokerUnavailable,
     ConfigurationError,
     RabbitflowError,
 )
 from rabbitflow.event import new_event_id
+from rabbitflow.inspection import queue_exists
 from rabbitflow.log.copying import Copies, RecentIds
 from rabbitflow.log.journal import Journal
 from rabbitflow.log.reading import in_order, note_ends, open_pasts, open_stream

@@ -7,13 +7,14 @@ from typing import Any
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
-from rabbitflow.publisher import PERSISTENT
+from rabbitflow.copies import copied_properties
 from rabbitflow.topology import (
     ACQUIRED_COUNT,
     COPIED_OFFSET,
     DELIVERY_COUNT,
     EXCHANGE,
     HELD_EXPIRATION,
+    LOG_MARK,
     SENDER_SELECTED_HEADERS,
     STREAM_OFFSET,
 )
@@ -29,13 +30,10 @@ def held(message: DeliveredMessage) -> Basic.Properties:
     It must not expire there, so its expiration becomes a header.
     """
     headers = _headers(message)
-    exchange = message.delivery.exchange  # type: ignore[union-attr]
-    if exchange:
-        headers.setdefault(EXCHANGE, exchange)
     expiration = message.header.properties.expiration
     if expiration is not None:
         headers[HELD_EXPIRATION] = expiration
-    return _properties(message, headers, None)
+    return _copied(message, headers)
 
 
 def returned(message: DeliveredMessage) -> Basic.Properties:
@@ -43,23 +41,23 @@ def returned(message: DeliveredMessage) -> Basic.Properties:
     delay again: nobody but the broker knew how long it had waited."""
     headers = _headers(message)
     expiration = headers.pop(HELD_EXPIRATION, message.header.properties.expiration)
-    return _properties(message, headers, expiration)
+    properties = _copied(message, headers)
+    properties.expiration = expiration
+    return properties
 
 
 def logged(message: DeliveredMessage) -> Basic.Properties:
     """Return the properties of an event copied from one log to another; it says from where, so
     that an interrupted copy goes on there."""
-    headers = _headers(message)
-    exchange = message.delivery.exchange  # type: ignore[union-attr]
-    if exchange:
-        headers.setdefault(EXCHANGE, exchange)
-    headers[COPIED_OFFSET] = offset(message)
-    return _properties(message, headers, message.header.properties.expiration)
+    properties = _copied(message, {**_headers(message), COPIED_OFFSET: offset(message)})
+    properties.expiration = message.header.properties.expiration
+    return properties
 
 
 def offset(message: DeliveredMessage) -> int:
     """Return where in its stream a message is."""
-    return int((message.header.properties.headers or {})[STREAM_OFFSET])  # type: ignore[arg-type]
+    found = (message.header.properties.headers or {})[STREAM_OFFSET]
+    return int(found)  # type: ignore[arg-type]
 
 
 def copied_offset(message: DeliveredMessage) -> int:
@@ -68,29 +66,21 @@ def copied_offset(message: DeliveredMessage) -> int:
     return found if isinstance(found, int) else -1
 
 
+def mark_of(message: DeliveredMessage) -> str:
+    """Return the mark that a message in a log is; empty where it is an event."""
+    return str((message.header.properties.headers or {}).get(LOG_MARK, ""))
+
+
 def _headers(message: DeliveredMessage) -> dict[str, Any]:
     dropped = _DELIVERY_HEADERS | SENDER_SELECTED_HEADERS
-    headers = message.header.properties.headers or {}
-    return {name: value for name, value in headers.items() if name not in dropped}
+    given = message.header.properties.headers or {}
+    headers: dict[str, Any] = {name: value for name, value in given.items() if name not in dropped}
+    exchange = message.delivery.exchange  # type: ignore[union-attr]
+    if exchange:
+        headers.setdefault(EXCHANGE, exchange)
+    return headers
 
 
-def _properties(
-    message: DeliveredMessage, headers: dict[str, Any], expiration: str | None
-) -> Basic.Properties:
-    """Return a message's properties with other headers. Left out: ``user_id``, which RabbitMQ
-    checks against the user who publishes."""
+def _copied(message: DeliveredMessage, headers: dict[str, Any]) -> Basic.Properties:
     given = message.header.properties
-    return Basic.Properties(
-        content_type=given.content_type,
-        content_encoding=given.content_encoding,
-        headers=headers,
-        delivery_mode=PERSISTENT,
-        priority=given.priority,
-        correlation_id=given.correlation_id,
-        reply_to=given.reply_to,
-        expiration=expiration,
-        message_id=given.message_id,
-        timestamp=given.timestamp,
-        message_type=given.message_type,
-        app_id=given.app_id,
-    )
+    return copied_properties(given, headers, given.message_id, given.message_type)

@@ -31,7 +31,7 @@ WINDOW = 500
 QUIET_S = 0.1
 """After so long without a message it is worth asking the broker whether the source is empty."""
 
-_STREAM_ENDS_AFTER_S = 1.0
+STALLED_S = 30.0
 _ROUNDS = 10
 
 Copy = Callable[[DeliveredMessage], Basic.Properties | None]
@@ -78,7 +78,6 @@ class Mover:
         self._arrived: deque[DeliveredMessage] = deque()
         self._told = asyncio.Event()
         self._cancelled = asyncio.Event()
-        self._read = 0
 
     async def __aenter__(self) -> Self:
         channel = await open_channel(self._connection, self._settings, confirms=False)
@@ -122,7 +121,7 @@ class Mover:
             batch = await self._next(quiet_s)
             if batch:
                 await self._move(batch)
-            elif self._is_stream or await self._is_empty():
+            elif await self._is_empty():
                 return
             if within_s is None:
                 continue
@@ -131,6 +130,21 @@ class Mover:
                 emptied_at = now
             if emptied_at is not None and now - emptied_at > within_s:
                 raise StillArriving(self._source)
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        """Move until ``done()``, which is asked after each batch.
+
+        Raises:
+            BrokerUnavailable: nothing came for ``STALLED_S`` seconds.
+        """
+        while not done():
+            batch = await self._next(STALLED_S)
+            if not batch:
+                raise BrokerUnavailable(
+                    f"{self._source} gave nothing for {STALLED_S:g} s, and its end is not reached;"
+                    " run the same command again"
+                )
+            await self._move(batch)
 
     async def until_caught_up(self) -> None:
         """Move what waits in the source now, and what came meanwhile, but for a few.
@@ -141,24 +155,15 @@ class Mover:
             left = await self._waiting()
             is_last = left <= WINDOW
             while left > 0:
-                # A broker only estimates how many messages a stream has; it ends where none comes.
-                batch = await self._next(_STREAM_ENDS_AFTER_S if self._is_stream else QUIET_S)
-                if batch:
-                    await self._move(batch)
-                    left -= len(batch)
-                else:
-                    left = 0 if self._is_stream else min(left, await self._waiting())
+                batch = await self._next(QUIET_S)
+                await self._move(batch)
+                left = left - len(batch) if batch else min(left, await self._waiting())
             if is_last:
                 return
 
     async def _waiting(self) -> int:
         found = await look(self._connection, self._source, self._settings)
-        if found is None:
-            return 0
-        # A stream keeps what was read; a queue's count leaves out what was handed to us.
-        return (
-            found.messages - self._read if self._is_stream else found.messages + len(self._arrived)
-        )
+        return 0 if found is None else found.messages + len(self._arrived)
 
     async def rest(self) -> None:
         """Move what was handed out until the source was deleted.
@@ -201,6 +206,8 @@ class Mover:
         return [self._arrived.popleft() for _ in range(min(WINDOW, len(self._arrived)))]
 
     async def _move(self, batch: Sequence[DeliveredMessage]) -> None:
+        if not batch:
+            return
         # In one turn of the loop, so that the copies leave in the order of the originals.
         done = await asyncio.gather(*map(self._publish, batch), return_exceptions=True)
         for outcome in done:
@@ -210,7 +217,6 @@ class Mover:
         with lost_connections():
             tag = batch[-1].delivery.delivery_tag  # type: ignore[union-attr]
             await self._channel.basic_ack(tag, multiple=True, wait=True)  # type: ignore[arg-type]
-        self._read += len(batch)
         self._moved(len(batch))
 
     async def _publish(self, message: DeliveredMessage) -> None:

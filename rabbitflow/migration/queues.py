@@ -21,7 +21,7 @@ from rabbitflow.broker import (
 )
 from rabbitflow.declaration import compare, declare
 from rabbitflow.errors import BrokerUnavailable
-from rabbitflow.inspection import look, look_at
+from rabbitflow.inspection import look_at, queue_exists
 from rabbitflow.migration.moving import QUIET_S, Copy, Mover
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Binding, Queue, Topology, holding
@@ -62,7 +62,7 @@ class Bench:
 
     Args:
         connection: consumes, declares and holds the locks.
-        copies: publishes copies, confirmed.
+        copies: publishes, confirmed.
         settings: of the namespace.
         progress: is told of every step.
         settle_s: how long queues are watched, and stand before they are used, in seconds.
@@ -80,7 +80,7 @@ class Bench:
         self.settings = settings
         self.progress = progress
         self.settle_s = settle_s
-        self._copies = copies
+        self.copies = copies
 
     @classmethod
     @asynccontextmanager
@@ -112,7 +112,7 @@ class Bench:
 
     async def exists(self, queue: str) -> bool:
         """Whether a queue is there."""
-        return await look(self.connection, queue, self.settings) is not None
+        return await queue_exists(self.connection, queue, self.settings)
 
     async def standing(self, queues: Iterable[Queue]) -> frozenset[str]:
         """Return the names of those queues that are there."""
@@ -176,7 +176,7 @@ class Bench:
         """Return what moves the messages of one queue into another."""
         return Mover(
             self.connection,
-            self._copies,
+            self.copies,
             source,
             target,
             copy,

@@ -196,6 +196,40 @@ async def test_events_keep_their_order_and_everything_they_carried(
     assert [properties.message_id, *probe.ids(queue)] == sent
 
 
+async def test_a_log_keeps_its_events_their_order_and_what_they_carried(
+    settings: Settings, probe: Probe
+) -> None:
+    log = probe.names.log("ORDER_PLACED")
+    declare_otherwise(probe, {"events.ORDER_PLACED.log": {"x-max-age": "1D"}})
+    before = settings.model_copy(update={"event_log_max_age": "1D"})
+    async with announcing(before) as announced:
+        await eventually(lambda: len(announced) > 20)
+        done = await run(settings)
+    assert done.queues == (log,)
+    logged = [one for one in probe.ids(log, is_log=True) if one in set(announced)]
+    # Those of the moments at which the logs changed over may be there twice, or change places.
+    once = list(dict.fromkeys(logged))
+    assert len(logged) < len(once) + 20
+    assert set(once) == set(announced)
+    assert all(abs(once.index(one) - place) < 20 for place, one in enumerate(announced))
+    assert not await differs(settings)
+
+
+@pytest.mark.slow
+@pytest.mark.only_on("rabbitmq", reason="what a kill -9 does to RabbitMQ's streams")
+async def test_an_interrupted_copy_of_a_log_goes_on_where_it_was(
+    settings: Settings, probe: Probe
+) -> None:
+    log = probe.names.log("ORDER_PLACED")
+    declare_otherwise(probe, {"events.ORDER_PLACED.log": {"x-max-age": "1D"}})
+    before = settings.model_copy(update={"event_log_max_age": "1D"})
+    async with announcing(before) as announced:
+        await eventually(lambda: len(announced) > 200)
+    assert len(await killed(settings, every=1)) > 8
+    logged = [one for one in probe.ids(log, is_log=True) if one in set(announced)]
+    assert logged == announced
+
+
 async def test_where_nothing_differs_nothing_is_done(settings: Settings, probe: Probe) -> None:
     declare_otherwise(probe, {})
     steps: list[str] = []
