@@ -34,8 +34,10 @@ dashboard: $(STAMP)  ## Draw docs/dashboard.png: the dashboard of a worker with 
 	$(BIN)/python -m pip install --quiet --group docs
 	$(BIN)/python -m deploy.grafana.draw
 
-bench: $(STAMP)  ## Measure: a caller that waits against one that announces
+bench: $(STAMP)  ## Race the peers and write docs/benchmarks.md (15 minutes)
+	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks.decoupling
+	$(BIN)/python -m benchmarks.race
 
 deploy-test: $(STAMP)  ## Boot a machine, run the units on it, kill, hang and upgrade them (root)
 	$(BIN)/pytest tests/deploy -s -v -m slow

@@ -1,8 +1,10 @@
 """rabbitflow: announce what happened, let others react. Event workers on RabbitMQ."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rabbitflow._version import __version__
+<<<<<<< HEAD
 from rabbitflow.breaker import Breaker
 from rabbitflow.consumer import Consumer
 from rabbitflow.context import Context
@@ -31,9 +33,38 @@ from rabbitflow.publisher import Publisher
 from rabbitflow.retry import Retry
 from rabbitflow.syncpublisher import SyncPublisher
 from rabbitflow.upcast import Upcasters
+=======
+>>>>>>> 5437aab (The race: rabbitflow and its peers, interleaved, with a page made of the figures; names of the package are imported when asked for)
 
 if TYPE_CHECKING:
+    from rabbitflow.breaker import Breaker
+    from rabbitflow.consumer import Consumer
+    from rabbitflow.context import Context
+    from rabbitflow.errors import (
+        AccessRefused,
+        BatchFailed,
+        BrokerError,
+        BrokerUnavailable,
+        ConcurrencyError,
+        ConfigurationError,
+        DeadLetter,
+        DuplicateEvent,
+        EventError,
+        PublishRefused,
+        PublishTimeout,
+        RabbitflowError,
+        RetryLater,
+        StoreError,
+        StoreUnavailable,
+        TopologyMismatch,
+        Unroutable,
+    )
+    from rabbitflow.event import Event
+    from rabbitflow.publisher import Publisher
+    from rabbitflow.retry import Retry
     from rabbitflow.store import EventStore
+    from rabbitflow.syncpublisher import SyncPublisher
+    from rabbitflow.upcast import Upcasters
 
 __all__ = [
     "AccessRefused",
@@ -66,11 +97,45 @@ __all__ = [
     "__version__",
 ]
 
+_PLACES = {
+    "AccessRefused": "rabbitflow.errors",
+    "BatchFailed": "rabbitflow.errors",
+    "Breaker": "rabbitflow.breaker",
+    "BrokerError": "rabbitflow.errors",
+    "BrokerUnavailable": "rabbitflow.errors",
+    "ConcurrencyError": "rabbitflow.errors",
+    "ConfigurationError": "rabbitflow.errors",
+    "Consumer": "rabbitflow.consumer",
+    "Context": "rabbitflow.context",
+    "DeadLetter": "rabbitflow.errors",
+    "DuplicateEvent": "rabbitflow.errors",
+    "Event": "rabbitflow.event",
+    "EventError": "rabbitflow.errors",
+    "EventStore": "rabbitflow.store",
+    "PublishRefused": "rabbitflow.errors",
+    "PublishTimeout": "rabbitflow.errors",
+    "Publisher": "rabbitflow.publisher",
+    "RabbitflowError": "rabbitflow.errors",
+    "Retry": "rabbitflow.retry",
+    "RetryLater": "rabbitflow.errors",
+    "StoreError": "rabbitflow.errors",
+    "StoreUnavailable": "rabbitflow.errors",
+    "SyncPublisher": "rabbitflow.syncpublisher",
+    "TopologyMismatch": "rabbitflow.errors",
+    "Unroutable": "rabbitflow.errors",
+    "Upcasters": "rabbitflow.upcast",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # The extra ``store`` is not needed, nor imported, by those who only publish and consume.
-    if name == "EventStore":
-        from rabbitflow.store import EventStore  # noqa: PLC0415
+    # Imported when first asked for: who only supervises, or asks for --help, needs neither the
+    # client library nor pydantic, and nobody but its users needs the extra ``store``.
+    place = _PLACES.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(place), name)
+    return value
 
-        return EventStore
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

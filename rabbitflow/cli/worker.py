@@ -21,7 +21,6 @@ from rabbitflow.settings import Settings
 from rabbitflow.topology import Names
 from rabbitflow.worker.discovery import Discovery
 from rabbitflow.worker.notify import Notifier
-from rabbitflow.worker.single import run_single_process
 from rabbitflow.worker.supervisor import Plan, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -71,6 +70,9 @@ def worker(
     # Also where nobody will use it: no child, and no handler, may speak to systemd in our name.
     notifier = Notifier.from_environment()
     if single_process:
+        # Not at the top: only this one imports the client library into the process that supervises.
+        from rabbitflow.worker.single import run_single_process  # noqa: PLC0415
+
         sys.exit(run(run_single_process(plan, settings)))
     # Who asked for JSON parses every line.
     say = logger.info if log_format == "json" else partial(click.echo, err=True)
