@@ -4,37 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rabbitflow._version import __version__
-<<<<<<< HEAD
-from rabbitflow.breaker import Breaker
-from rabbitflow.consumer import Consumer
-from rabbitflow.context import Context
-from rabbitflow.errors import (
-    AccessRefused,
-    AlreadyHandled,
-    BatchFailed,
-    BrokerError,
-    BrokerUnavailable,
-    ConcurrencyError,
-    ConfigurationError,
-    DeadLetter,
-    DuplicateEvent,
-    EventError,
-    PublishRefused,
-    PublishTimeout,
-    RabbitflowError,
-    RetryLater,
-    StoreError,
-    StoreUnavailable,
-    TopologyMismatch,
-    Unroutable,
-)
-from rabbitflow.event import Event
-from rabbitflow.publisher import Publisher
-from rabbitflow.retry import Retry
-from rabbitflow.syncpublisher import SyncPublisher
-from rabbitflow.upcast import Upcasters
-=======
->>>>>>> 5437aab (The race: rabbitflow and its peers, interleaved, with a page made of the figures; names of the package are imported when asked for)
 
 if TYPE_CHECKING:
     from rabbitflow.breaker import Breaker
@@ -42,6 +11,7 @@ if TYPE_CHECKING:
     from rabbitflow.context import Context
     from rabbitflow.errors import (
         AccessRefused,
+        AlreadyHandled,
         BatchFailed,
         BrokerError,
         BrokerUnavailable,
@@ -99,6 +69,7 @@ __all__ = [
 
 _PLACES = {
     "AccessRefused": "rabbitflow.errors",
+    "AlreadyHandled": "rabbitflow.errors",
     "BatchFailed": "rabbitflow.errors",
     "Breaker": "rabbitflow.breaker",
     "BrokerError": "rabbitflow.errors",
