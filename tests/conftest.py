@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+RUNS_PROCESSES = {"worker", "rabbitflow", "publish", "installed"}
 PROCESSES = "about processes of its own, which take seconds to run; on RabbitMQ only"
 
 
@@ -57,9 +58,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         only = item.get_closest_marker("only_on")
         if only is not None and broker not in (None, only.args[0]):
             item.add_marker(pytest.mark.skip(reason=only.kwargs["reason"]))
-        runs_workers = not {"worker", "rabbitflow"}.isdisjoint(getattr(item, "fixturenames", ()))
+        runs_processes = not RUNS_PROCESSES.isdisjoint(getattr(item, "fixturenames", ()))
         wanted = everything or item.get_closest_marker("on_both")
-        if broker == "embedded" and runs_workers and not wanted:
+        if broker == "embedded" and runs_processes and not wanted:
             item.add_marker(pytest.mark.skip(reason=PROCESSES))
 
 
