@@ -39,9 +39,9 @@ async def main() -> None:
                         text("INSERT INTO orders (id) VALUES (:id)"), {"id": event.id}
                     )
                     await session.commit()
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.05)
 
-        await asyncio.gather(*(write() for _ in range(4)))
+        await asyncio.gather(*(write() for _ in range(2)))
 
 asyncio.run(main())
 """
@@ -139,7 +139,7 @@ async def _settled(store: EventStore) -> None:
             )
             return left.scalar_one() == 0
 
-    await eventually(is_settled, within_s=180)
+    await eventually(is_settled, within_s=300)
 
 
 async def _ids(store: EventStore, table: str) -> list[str]:
