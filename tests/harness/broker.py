@@ -25,6 +25,8 @@ class Probe:
         self.settings = settings
         self.names = Names(settings.namespace)
         nodes = [pika.URLParameters(url) for url in settings.broker_urls]
+        for node in nodes:
+            node.heartbeat = 0  # a test that waits for minutes answers none
         self._connection = pika.BlockingConnection(nodes)
         self._channel = self._connection.channel()
 
