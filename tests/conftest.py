@@ -118,7 +118,11 @@ def powerless(rabbitmq: Broker, settings: Settings) -> Iterator[Settings]:
 def settings(amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings with a namespace that nobody else uses."""
     for name in list(os.environ):
-        if name.startswith("RABBITFLOW_") and name != "RABBITFLOW_TEST_URL":
+        # RABBITFLOW_FAST=0 runs all tests on the public path of the client library.
+        if name.startswith("RABBITFLOW_") and name not in (
+            "RABBITFLOW_TEST_URL",
+            "RABBITFLOW_FAST",
+        ):
             monkeypatch.delenv(name)
     return load_settings(
         url=amqp_url,

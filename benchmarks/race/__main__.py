@@ -205,7 +205,6 @@ def main(
         for result in run(names, rounds, scale, stop_at):
             # Kept one by one: a race that is broken off has measured what it has measured.
             kept["results"].append(result)
-            kept["rounds"] = result["round"]
             results.write_text(json.dumps(kept, indent=1) + "\n")
     if "backlog" in only:
         with scenarios.drained(OURS, backlog) as samples:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from math import isnan
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ _NOT_A_FIGURE = {"scenario", "variant", "contestant", "round"}
 
 def write_page(kept: Kept, page: Path) -> None:
     """Write the page, and the plots beside it in a directory of the page's name."""
-    found = medians(kept.get("results", []))
+    found = medians(kept["results"])
     plots = page.with_suffix("")
     plots.mkdir(exist_ok=True)
     parts = [_head(kept), *_sections(found, plots), *_special(kept, plots)]
@@ -49,7 +49,7 @@ def _head(kept: Kept) -> str:
     return f"""# Benchmarks
 
 Written by `make bench`; run it again on your machine. rabbitflow and its peers take turns, every
-figure is the median of {kept["rounds"]} rounds, everything in one run on {kept["date"]}.
+figure is the median of {_rounds(kept["results"])} rounds, everything in one run on {kept["date"]}.
 
 - {kept["broker"]} on the same machine, {kept["machine"]}, Python {kept["python"]}.
 - {versions}.
@@ -61,6 +61,15 @@ figure is the median of {kept["rounds"]} rounds, everything in one run on {kept[
   log is off, because no peer has one.
 - Celery and Dramatiq do not wait for the broker's confirm, so their publish figures are of another
   promise."""
+
+
+def _rounds(results: list[dict[str, Any]]) -> str:
+    """Say how often each was measured; a run that was short of time has fewer of the last ones."""
+    counts = Counter(
+        (result["scenario"], result["variant"], result["contestant"]) for result in results
+    ).values()
+    fewest, most = min(counts), max(counts)
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def _sections(found: Medians, plots: Path) -> list[str]:
