@@ -44,7 +44,7 @@ except ImportError:
     sys.exit("pip install 'eventsourcing[postgres]==9.5.*' first")
 
 ONE_BY_ONE = 500
-BATCHES, BATCH = 20, 100
+BATCHES, BATCH = 60, 100
 LONG = 1_000
 REBUILDS = 20
 WRITERS = 8
