@@ -79,6 +79,8 @@ async def test_every_committed_order_is_announced_and_charged_exactly_once(
         relay = Command(settings, tmp_path, RABBITFLOW_DATABASE_URL=postgres_url)
         worker.module("payment", PAYMENT)
         worker.start(RABBITFLOW_DATABASE_URL=postgres_url)
+        # What is announced before its queue is there is in the log, and not for payment.
+        await worker.ready("payment")
         script = tmp_path / "writer.py"
         script.write_text(WRITER)
 
@@ -93,7 +95,6 @@ async def test_every_committed_order_is_announced_and_charged_exactly_once(
         running = {name: start() for name, start in starts.items()}
         kills: Counter[str] = Counter()
         try:
-            await worker.ready("payment")
             chance = random.Random(7)
             ends_at = time.monotonic() + FOR_S
             while time.monotonic() < ends_at:
