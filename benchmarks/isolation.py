@@ -324,7 +324,7 @@ def conditions() -> str:
     packages = ("rabbitflow", "faststream", "celery", "dramatiq", "taskiq", "taskiq-aio-pika")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     connection = pika.BlockingConnection(pika.URLParameters(URL))
-    broker = connection._impl.server_properties["version"].decode()
+    broker = connection._impl.server_properties["version"]
     connection.close()
     return (
         f"{versions}; RabbitMQ {broker} on the same machine, Python {platform.python_version()},"
