@@ -39,18 +39,22 @@ def balance(state: Balance, event: Event[Any]) -> Balance:
 
 
 async def test_as_of_of_one_stream_among_a_million_events_takes_under_50_ms(tmp_path: Any) -> None:
-    async with EventStore(f"sqlite:///{tmp_path}/events.db", snapshot_every=0) as store:
-        with closing(sqlite3.connect(store.database.path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("DROP TRIGGER rabbitflow_events_no_replace")  # three look-ups each
-            connection.execute(FILL)
+    url = f"sqlite:///{tmp_path}/events.db"
+    async with EventStore(url):
+        pass
+    with closing(sqlite3.connect(f"{tmp_path}/events.db", isolation_level=None)) as connection:
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -200000"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("DROP TRIGGER rabbitflow_events_no_replace")  # three look-ups each
+        connection.execute(FILL)
+    async with EventStore(url, snapshot_every=0) as store:
         until = START + timedelta(seconds=EVENTS // 2)
         took = []
         for stream in ("account-7", "account-1000", "account-1999"):
             began = time.perf_counter()
             state = await store.rebuild(stream, balance, until=until)
             took.append(time.perf_counter() - began)
-            assert state.amount == EVENTS // STREAMS // 2 + (stream == "account-0")
+            assert state.amount == EVENTS // STREAMS // 2
         # The best of three: the machine may be busy with something else.
         assert min(took) < 0.05
 
