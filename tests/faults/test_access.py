@@ -59,6 +59,7 @@ def test_a_wrong_password_is_one_line_without_the_password(
     note("wrong password at start", "exit 78, one line")
 
 
+@pytest.mark.slow
 def test_a_missing_virtual_host_is_one_line(
     settings: Settings, user: tuple[str, str], tmp_path: Path, note: Note
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_missing_virtual_host_is_one_line(
     note("missing virtual host at start", "exit 78, one line")
 
 
+@pytest.mark.slow
 def test_a_missing_permission_is_one_line(
     node: PrivateNode, settings: Settings, user: tuple[str, str], tmp_path: Path, note: Note
 ) -> None:
@@ -88,6 +90,7 @@ def test_other_arguments_of_a_queue_are_one_line(
     note("406 at start", "exit 78, one line")
 
 
+@pytest.mark.slow
 async def test_a_permission_that_is_revoked_and_given_back_loses_nothing(
     node: PrivateNode, settings: Settings, user: tuple[str, str], tmp_path: Path, note: Note
 ) -> None:
@@ -106,6 +109,7 @@ async def test_a_permission_that_is_revoked_and_given_back_loses_nothing(
     note("permission revoked and given back", "nothing lost", account, recovery_s)
 
 
+@pytest.mark.slow
 async def test_credentials_that_are_rotated_are_read_from_their_file(
     node: PrivateNode, settings: Settings, user: tuple[str, str], tmp_path: Path, note: Note
 ) -> None:

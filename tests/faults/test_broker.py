@@ -60,6 +60,7 @@ async def test_a_broker_that_crashes_loses_nothing(
     note(fault, NOTHING_LOST, await scene.account(), recovery_s)
 
 
+@pytest.mark.slow
 async def test_consumers_are_back_soon_after_a_broker_that_restarts(
     scene: Scene, node: PrivateNode, note: Note
 ) -> None:
@@ -79,6 +80,7 @@ async def test_recovery_takes_less_than_five_seconds_by_the_median_of_five(
     assert median_s < 5.0, recoveries
 
 
+@pytest.mark.slow
 async def test_connections_that_are_closed_again_and_again_lose_nothing(
     scene: Scene, node: PrivateNode, note: Note
 ) -> None:
@@ -170,6 +172,7 @@ async def test_a_queue_deleted_under_its_consumer_is_declared_again_and_its_even
         ),
     ],
 )
+@pytest.mark.slow
 async def test_a_queue_of_its_own_that_is_missing_is_declared_again(
     scene: Scene, note: Note, fault: str, behaviour: str, options: str, suffix: str
 ) -> None:

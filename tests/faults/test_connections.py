@@ -52,6 +52,7 @@ async def test_connections_that_are_cut_are_replaced(
     note("connections reset", NOTHING_LOST, await behind.account(), recovery_s)
 
 
+@pytest.mark.slow
 async def test_a_connection_that_falls_silent_is_given_up_after_its_heartbeats(
     behind: Scene, proxy: Proxy, note: Note
 ) -> None:
@@ -70,6 +71,7 @@ async def test_a_connection_that_falls_silent_is_given_up_after_its_heartbeats(
     note("connection half-open", NOTHING_LOST, await behind.account(), recovery_s)
 
 
+@pytest.mark.slow
 async def test_a_broker_that_stops_confirming_loses_nothing(
     behind: Scene, proxy: Proxy, note: Note
 ) -> None:
@@ -89,6 +91,7 @@ async def test_a_broker_that_stops_confirming_loses_nothing(
     assert behind.announcer.slowest_s < 3.0
 
 
+@pytest.mark.slow
 async def test_a_slow_link_only_slows(behind: Scene, proxy: Proxy, note: Note) -> None:
     await behind.begin()
     proxy.delay_s = 0.1
@@ -97,6 +100,7 @@ async def test_a_slow_link_only_slows(behind: Scene, proxy: Proxy, note: Note) -
     note("link with 200 ms there and back", NOTHING_LOST, await behind.account())
 
 
+@pytest.mark.slow
 async def test_two_hundred_connections_at_once_do_not_disturb(
     scene: Scene, node: PrivateNode, note: Note
 ) -> None:
@@ -116,6 +120,7 @@ def may_mount() -> bool:
     return done.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="a name is taken away in a mount namespace, by root")
 async def test_a_name_that_stops_resolving_is_waited_for(
     node: PrivateNode, settings: Settings, tmp_path: Path, note: Note

@@ -27,7 +27,10 @@ SLOW = "await asyncio.sleep(0.05)"
 
 @pytest.mark.parametrize(
     ("fault", "victim"),
-    [("consumer kill -9 in the handler", "rating"), ("payment kill -9 too", "payment")],
+    [
+        ("rating kill -9 in the handler", "rating"),
+        pytest.param("payment kill -9 in the handler", "payment", marks=pytest.mark.slow),
+    ],
 )
 async def test_a_killed_process_is_replaced_and_its_events_come_again(
     scene: Scene, note: Note, fault: str, victim: str
@@ -70,6 +73,7 @@ async def test_a_kill_between_the_confirm_of_a_copy_and_the_ack_loses_nothing(
     note(f"worker kill -9 between confirm of the {copied_to} and ack", "twice, not lost", account)
 
 
+@pytest.mark.slow
 async def test_a_worker_killed_while_it_drains_gives_its_events_back(
     scene: Scene, note: Note
 ) -> None:
@@ -84,6 +88,7 @@ async def test_a_worker_killed_while_it_drains_gives_its_events_back(
     note("worker kill -9 during drain", NOTHING_LOST, await scene.account())
 
 
+@pytest.mark.slow
 async def test_a_killed_supervisor_takes_its_children_along_and_loses_nothing(
     scene: Scene, note: Note
 ) -> None:
@@ -102,8 +107,13 @@ async def test_a_killed_supervisor_takes_its_children_along_and_loses_nothing(
     ("fault", "signals", "may_repeat"),
     [
         ("SIGTERM under load", [signal.SIGTERM], False),
-        ("SIGTERM twice under load", [signal.SIGTERM, signal.SIGTERM], True),
-        ("SIGINT under load", [signal.SIGINT], False),
+        pytest.param(
+            "SIGTERM twice under load",
+            [signal.SIGTERM, signal.SIGTERM],
+            True,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("SIGINT under load", [signal.SIGINT], False, marks=pytest.mark.slow),
     ],
 )
 async def test_a_worker_that_is_stopped_loses_nothing(
@@ -122,6 +132,7 @@ async def test_a_worker_that_is_stopped_loses_nothing(
     assert may_repeat or account.duplicated == 0
 
 
+@pytest.mark.slow
 async def test_a_hang_up_under_load_loses_nothing(scene: Scene, note: Note) -> None:
     await scene.begin(rating(SLOW))
     async with scene.announcer.running():
@@ -138,16 +149,18 @@ async def test_a_hang_up_under_load_loses_nothing(scene: Scene, note: Note) -> N
     ("fault", "poison"),
     [
         ("poison that segfaults among innocents", "ctypes.string_at(0)"),
-        (
+        pytest.param(
             "poison that is killed for its memory among innocents",
             # What the kernel does to a process that takes too much.
             "os.kill(os.getpid(), signal.SIGKILL)",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "poison that aborts when memory ends (RLIMIT_AS) among innocents",
             "import resource; size = 1 << 30; resource.setrlimit(resource.RLIMIT_AS, (size, size));"
             " libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p;"
             " libc.malloc(ctypes.c_size_t(1 << 32)) or os.abort()",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -161,6 +174,7 @@ async def test_poison_is_dead_lettered_and_the_innocent_beside_it_are_handled(
     assert len(scene.effects("rating")) == account.confirmed - 1
 
 
+@pytest.mark.slow
 async def test_a_handler_that_takes_all_memory_it_may_is_a_dead_letter(
     scene: Scene, note: Note
 ) -> None:
@@ -175,6 +189,7 @@ async def test_a_handler_that_takes_all_memory_it_may_is_a_dead_letter(
     assert account.dead == 1
 
 
+@pytest.mark.slow
 async def test_a_handler_that_leaks_until_its_process_dies_loses_nothing(
     scene: Scene, note: Note
 ) -> None:
@@ -187,6 +202,7 @@ async def test_a_handler_that_leaks_until_its_process_dies_loses_nothing(
     assert scene.worker.said("rating died") >= 1
 
 
+@pytest.mark.slow
 async def test_a_handler_that_hangs_in_its_thread_has_its_process_replaced(
     scene: Scene, note: Note
 ) -> None:
@@ -214,6 +230,7 @@ async def test_a_cause_of_a_megabyte_is_cut_and_kept(scene: Scene, note: Note) -
     assert account.dead == 1
 
 
+@pytest.mark.slow
 async def test_duplicates_are_handled_as_often_as_they_come(scene: Scene, note: Note) -> None:
     """A duplicate is the consumer's to drop, by the event's id: it always has the same."""
     scene.announcer.times = 5
@@ -223,6 +240,7 @@ async def test_duplicates_are_handled_as_often_as_they_come(scene: Scene, note: 
     await eventually(lambda: set(scene.effects("payment").values()) == {5})
 
 
+@pytest.mark.slow
 async def test_clocks_that_are_an_hour_off_change_nothing(scene: Scene, note: Note) -> None:
     hour_off = """
     from datetime import datetime, timedelta
