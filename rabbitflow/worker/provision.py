@@ -1,0 +1,71 @@
+"""What a consumer needs on the broker: declared, verified, put back when it is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from rabbitflow.consumer import Consumer
+from rabbitflow.declaration import declare, verify
+from rabbitflow.log import backfill
+from rabbitflow.publisher import Publisher
+from rabbitflow.settings import Settings
+from rabbitflow.topology import Topology, consumer_topology
+
+logger = logging.getLogger(__name__)
+
+
+class Provision:
+    """Sees to the queues, exchanges and bindings of one consumer, and to its past where it has one.
+
+    Args:
+        consumer: whose.
+        settings: whether to declare, or only to look.
+        publisher: over whose connection.
+    """
+
+    def __init__(self, consumer: Consumer, settings: Settings, publisher: Publisher) -> None:
+        self._consumer = consumer
+        self._settings = settings
+        self._publisher = publisher
+        self._retry_buckets_s = consumer.retry_buckets_s()
+        self._lacks_past = asyncio.Event()
+
+    async def provide(self, bucket_s: int | None = None) -> None:
+        """Declare everything, and a retry bucket that was not foreseen; with ``declare`` turned off
+        only look whether it is there.
+
+        Raises:
+            TopologyMismatch: something exists with other arguments.
+            ConfigurationError: something is missing that may not be declared.
+            BrokerError: the broker can't be reached, or refuses.
+        """
+        if bucket_s is not None and bucket_s not in self._retry_buckets_s:
+            self._retry_buckets_s.append(bucket_s)
+        consumer, settings, topology = self._consumer, self._settings, self._topology()
+        connection = await self._publisher.channel.connection()
+        if consumer.from_beginning:
+            if await backfill.begin(connection, consumer.name, topology, settings):
+                self._lacks_past.set()
+        elif settings.declare:
+            await declare(connection, topology, settings)
+        else:
+            await verify(connection, topology, settings)
+
+    async def provide_again(self, bucket_s: int | None) -> None:
+        """:meth:`provide` what was missing when it was needed."""
+        logger.warning("%s misses a queue of its own; declaring it again", self._consumer.name)
+        await self.provide(bucket_s)
+
+    async def copy_past(self) -> None:
+        """See to it, whenever the queue was made anew, that the past is copied to it."""
+        while True:
+            await self._lacks_past.wait()
+            await backfill.copy_past(self._consumer.name, self._topology(), self._settings)
+            self._lacks_past.clear()
+
+    def _topology(self) -> Topology:
+        consumer = self._consumer
+        return consumer_topology(
+            consumer.name, consumer.event_types, self._retry_buckets_s, self._settings
+        )

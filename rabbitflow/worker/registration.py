@@ -1,0 +1,263 @@
+"""Registered at the broker: subscribed, looked after, and subscribed anew when that was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from rabbitflow.breaker import BreakerState
+from rabbitflow.broker import NotFound
+from rabbitflow.consumer import Consumer
+from rabbitflow.control import Attendance, attending, is_migrating, is_paused, listen
+from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable, StoreError
+from rabbitflow.publisher import Publisher
+from rabbitflow.settings import Settings
+from rabbitflow.topology import Names
+from rabbitflow.worker.crew import Crew
+from rabbitflow.worker.intake import Intake
+from rabbitflow.worker.provision import Provision
+from rabbitflow.worker.subscription import Subscription
+from rabbitflow.worker.waiting import first_of
+
+CHECK_EVERY_S = 10.0
+GIVE_UP_AFTER_S = 60.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 3.0
+
+PAUSED = "paused; what has not begun goes back to the queue"
+RESUMED = "resumed"
+
+Prepare = Callable[[], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
+
+
+class BrokerLost(BrokerUnavailable):
+    """The broker could not be reached for too long; whoever supervises starts a fresh process."""
+
+
+class Registration:
+    """Keeps one consumer registered at the broker until it is to stop.
+
+    Args:
+        consumer: which.
+        settings: where.
+        publisher: must be open before the first delivery comes.
+        provision: puts the queues there.
+        intake: how many deliveries to ask for.
+        crew: takes them.
+        stopping: set when it is to stop.
+        prepare: whatever else must be there before the first delivery.
+
+    Attributes:
+        subscription: the latest; lost, while another is on its way.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        settings: Settings,
+        publisher: Publisher,
+        provision: Provision,
+        intake: Intake,
+        crew: Crew,
+        stopping: asyncio.Event,
+        prepare: Prepare,
+    ) -> None:
+        self.subscription: Subscription | None = None
+        self._consumer = consumer
+        self._settings = settings
+        self._names = Names(settings.namespace)
+        self._publisher = publisher
+        self._provision = provision
+        self._intake = intake
+        self._crew = crew
+        self._stopping = stopping
+        self._prepare = prepare
+        self._told = asyncio.Event()
+        self._attendance: Attendance | None = None
+        self._has_subscribed = False
+        self._was_broken = False
+
+    @property
+    def stands(self) -> bool:
+        """Whether the broker hands us what we ask for, as far as this side knows."""
+        subscription = self.subscription
+        return (
+            subscription is not None
+            and not subscription.lost.done()
+            and (subscription.is_consuming or not self._intake.prefetch)
+        )
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection that consumes stands."""
+        return self.subscription is not None and not self.subscription.lost.done()
+
+    async def keep(self) -> None:
+        """Subscribe, and subscribe anew whenever that was lost; return when it is time to stop.
+
+        Raises:
+            ConfigurationError: the topology on the broker is another one.
+            AccessRefused: the broker refused this user at the first attempt.
+            BrokerLost: it could not be reached for ``GIVE_UP_AFTER_S`` seconds.
+        """
+        # Random pauses, so that the consumers of a broker that restarts do not come all at once.
+        again = AsyncRetrying(
+            retry=retry_if_exception(self._is_passing),
+            wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
+            stop=stop_after_delay(GIVE_UP_AFTER_S),
+            sleep=lambda pause_s: first_of(self._stopping, within_s=pause_s),
+            before_sleep=self._warn,
+            reraise=True,
+        )
+        while not self._stopping.is_set():
+            try:
+                await again(self._subscribe)
+            except (BrokerError, StoreError) as error:
+                if not self._has_subscribed and isinstance(error, AccessRefused):
+                    raise
+                raise BrokerLost(f"{self._consumer.name} could not subscribe: {error}") from error
+            if self.subscription is not None:
+                await self._watch(self.subscription)
+
+    @staticmethod
+    def _is_passing(error: BaseException) -> bool:
+        # Credentials are not tried twice: whoever supervises may have newer ones.
+        return isinstance(error, BrokerError | StoreError) and not isinstance(error, AccessRefused)
+
+    def _warn(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        logger.warning("%s is not subscribed: %s", self._consumer.name, error)
+
+    async def _subscribe(self) -> None:
+        if self._stopping.is_set():
+            return
+        name = f"rabbitflow {self._consumer.name} {os.getpid()}"
+        queue = self._names.queue(self._consumer.name)
+        await self._prepare()
+        subscription = await Subscription.open(self._settings, name, queue, self._crew.receive)
+        try:
+            # First said, then looked: whoever marks first and counts then can't overlook us.
+            attendance = self._attendance = await self._attend(subscription)
+            await self._provision.provide()
+            # Opened before the first delivery, so that its first failure does not wait for it.
+            await self._publisher.channel.open()
+            if self._settings.declare:
+                await listen(subscription.connection, self._settings, self._told.set)
+            await self._look_for_pause(subscription)
+            await self._take(subscription)
+            if self._intake.is_paused:
+                await attendance.end()
+                self._attendance = None
+        except BaseException:
+            await subscription.close()
+            raise
+        self.subscription = subscription
+        self._has_subscribed = True
+        if subscription.is_consuming:
+            logger.info("%s consumes from queue %s", self._consumer.name, queue)
+
+    async def _attend(self, subscription: Subscription) -> Attendance:
+        name, settings = self._consumer.name, self._settings
+        try:
+            attendance = await Attendance.begin(subscription.connection, name, settings)
+        except NotFound:
+            await self._provision.provide()  # which names everything that is missing
+            raise
+        if await is_migrating(subscription.connection, name, settings):
+            raise BrokerUnavailable(
+                f"its queues are being replaced; if nobody is at it, finish with:"
+                f" rabbitflow topology migrate {name} {self._consumer.module}"
+            )
+        return attendance
+
+    async def _watch(self, subscription: Subscription) -> None:
+        """Return when the subscription is lost, or it is time to stop."""
+        intake = self._intake
+        while not (self._stopping.is_set() or subscription.lost.done()):
+            signals = [self._stopping, intake.changed, self._told]
+            is_leaving = intake.is_paused and self._attendance is not None
+            if is_leaving:
+                signals.append(self._crew.idle)
+            await first_of(*signals, subscription.lost, within_s=CHECK_EVERY_S)
+            if self._stopping.is_set() or subscription.lost.done():
+                break
+            try:
+                if intake.changed.is_set():
+                    await self._take(subscription)
+                elif self._told.is_set():
+                    self._told.clear()
+                    await self._look_for_pause(subscription)
+                elif is_leaving and self._crew.idle.is_set():
+                    # An open delivery would run into the broker's time-out; and who replaces the
+                    # queue must know that nobody holds any.
+                    subscription.acks.flush()
+                    subscription.abandon(PAUSED)
+                else:
+                    await self._check(subscription)
+            except BrokerError as error:
+                subscription.abandon(str(error))
+        if subscription.lost.done() and not self._stopping.is_set():
+            why = subscription.lost.result()
+            if why in (PAUSED, RESUMED):
+                logger.debug("%s subscribes anew: %s", self._consumer.name, why)
+            else:
+                logger.warning("%s lost its subscription: %s", self._consumer.name, why)
+            await subscription.close()
+
+    async def _check(self, subscription: Subscription) -> None:
+        """Look whether the broker still knows us, and whether we could settle a failure."""
+        await subscription.check()
+        if self._attendance is not None:
+            name = self._consumer.name
+            if not await attending(subscription.connection, name, self._settings):
+                raise BrokerUnavailable(f"the broker lost sight of the workers of {name}")
+        await self._look_for_pause(subscription)
+        with contextlib.suppress(BrokerError):
+            # The deliveries in hand are not to be lost over it; meanwhile we are not ready.
+            await self._publisher.channel.open()
+
+    async def _take(self, subscription: Subscription) -> None:
+        """Ask the broker for as many events as the intake says."""
+        intake = self._intake
+        intake.changed.clear()
+        prefetch = intake.prefetch
+        if prefetch and self._attendance is None:
+            # The queue may be another one by now: everything from the start.
+            subscription.abandon(RESUMED)
+        elif prefetch:
+            await subscription.consume(prefetch)
+            if self._was_broken and intake.breaker_state is BreakerState.CLOSED:
+                self._was_broken = False
+                logger.info(
+                    "%s takes events again: its circuit breaker closed", self._consumer.name
+                )
+        else:
+            await subscription.pause()
+            if not intake.is_paused:
+                self._was_broken = True
+                self._say_paused("its circuit breaker")
+
+    async def _look_for_pause(self, subscription: Subscription) -> None:
+        name, settings = self._consumer.name, self._settings
+        was_paused = self._intake.is_paused
+        self._intake.pause(await is_paused(subscription.connection, name, settings))
+        if was_paused and not self._intake.is_paused:
+            logger.info("%s is resumed", name)
+        elif self._intake.is_paused and not was_paused:
+            self._say_paused("an operator")
+
+    def _say_paused(self, by: str) -> None:
+        logger.warning("%s is paused by %s; its queue keeps the events", self._consumer.name, by)
