@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from pydantic import SecretStr
 from yarl import URL
@@ -20,6 +21,10 @@ from tests.harness.command import Command
 from tests.harness.embedded import embedded_broker
 from tests.harness.node import Broker, PrivateNode, answers_amqp, local_ctl, server_binary
 from tests.harness.workers import Worker
+
+# A busy machine is no fault of what is tested.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
