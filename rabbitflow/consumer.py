@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -75,6 +75,8 @@ class Consumer:
             ``RABBITFLOW_DATABASE_URL`` where it is not given.
         from_beginning: where the consumer is new on the broker, begin with what the event log
             keeps of its events; each comes once, also while publishers go on.
+        publishes: the event types that its handlers announce: what ``rabbitflow topology`` lets
+            its user write to, and declares. It limits nothing by itself.
 
     Raises:
         ConfigurationError: the name or a number does not fit.
@@ -93,6 +95,7 @@ class Consumer:
         upcasters: Upcasters | None = None,
         database: str | None = None,
         from_beginning: bool = False,
+        publishes: Iterable[str] = (),
     ) -> None:
         if concurrency < 1:
             raise ConfigurationError(f"consumer {name}: concurrency is at least 1")
@@ -108,6 +111,10 @@ class Consumer:
         self.rate = None if rate_limit is None else Rate.parse(rate_limit)
         self.database = database
         self.from_beginning = from_beginning
+        self.publishes = tuple(
+            _checked(name, one)
+            for one in ([publishes] if isinstance(publishes, str) else publishes)
+        )
         self.module: str = sys._getframe(1).f_globals.get("__name__", "__main__")
         self._prefetch = prefetch
         self._upcasters = upcasters
@@ -218,13 +225,7 @@ class Consumer:
         return register
 
     def _register(self, handler: Handler) -> None:
-        try:
-            _event_type.validate_python(handler.event_type)
-        except ValidationError:
-            raise ConfigurationError(
-                f"consumer {self.name}: {handler.event_type!r} is no event type; it is 1 to 128 of"
-                " A-Z, a-z, 0-9, '_', '.' and '-', a letter first"
-            ) from None
+        _checked(self.name, handler.event_type)
         taken = self._handlers.get(handler.event_type)
         if taken is not None:
             raise ConfigurationError(
@@ -285,6 +286,16 @@ class Consumer:
             if bucket_for(shortest_s) <= bucket_s <= bucket_for(longest_s)
         }
         return sorted(reached)
+
+
+def _checked(consumer: str, event_type: str) -> str:
+    try:
+        return _event_type.validate_python(event_type)
+    except ValidationError:
+        raise ConfigurationError(
+            f"consumer {consumer}: {event_type!r} is no event type; it is 1 to 128 of"
+            " A-Z, a-z, 0-9, '_', '.' and '-', a letter first"
+        ) from None
 
 
 def _policy(consumer: str, value: Any) -> Retry:

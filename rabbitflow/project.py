@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.topology import check_consumer_name
-from rabbitflow.worker.discovery import Discovery, discover
+from rabbitflow.worker.discovery import Discovery, Found, discover
 
 PROJECT_FILE = "pyproject.toml"
 
@@ -84,6 +84,20 @@ async def discover_named(modules: Sequence[str], directory: Path | None = None) 
             or f"no consumer is defined in {', '.join(modules)}"
         )
     return discovery
+
+
+async def discover_whole(named: Sequence[str]) -> list[Found]:
+    """Return the consumers of the modules named, else of the project here; none may be left out.
+
+    Raises:
+        ConfigurationError: a module can't be imported, or as :func:`discover_named`.
+    """
+    discovery = await discover_named(named)
+    if discovery.broken:
+        raise ConfigurationError(
+            "; ".join(f"{broken.module}: {broken.error}" for broken in discovery.broken)
+        )
+    return discovery.consumers
 
 
 async def consumer_names(named: Sequence[str], directory: Path | None = None) -> tuple[str, ...]:

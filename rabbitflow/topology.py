@@ -98,6 +98,11 @@ CONSUMER_PRIORITY = "x-priority"
 # How a stream is consumed from its oldest event on.
 FROM_FIRST = {STREAM_OFFSET: "first"}
 
+DEFAULT_EXCHANGE = "amq.default"
+"""What permissions call the exchange without a name."""
+SERVER_NAMED = "amq.gen-"
+"""How the name of a queue begins that the broker named."""
+
 Arguments = Mapping[str, str | int]
 QueueType = Literal["quorum", "classic"]
 

@@ -21,6 +21,7 @@ payment = Consumer(
     concurrency=4,
     retry=Retry.exponential(attempts=5, first=2, cap=300, never=(CardDeclined,)),
     timeout=30,
+    publishes=["PAYMENT_COMPLETED"],
 )
 
 

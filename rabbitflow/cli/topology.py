@@ -19,6 +19,7 @@ from rabbitflow.cli.options import (
     run,
     settings_from,
 )
+from rabbitflow.cli.permissions import permissions
 from rabbitflow.cli.progress import counting
 from rabbitflow.declaration import declare
 from rabbitflow.errors import ConfigurationError
@@ -26,7 +27,7 @@ from rabbitflow.inspection import Difference, difference
 from rabbitflow.migration.consumer import LEAVE_WITHIN_S, Migrated
 from rabbitflow.migration.consumer import migrate as migrate_queues
 from rabbitflow.migration.queues import Progress
-from rabbitflow.project import discover_named
+from rabbitflow.project import discover_named, discover_whole
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names, Queue, Topology
 
@@ -34,6 +35,9 @@ from rabbitflow.topology import Names, Queue, Topology
 @click.group()
 def topology() -> None:
     """Show, declare, compare or replace the exchanges and queues that modules need."""
+
+
+topology.add_command(permissions)
 
 
 @topology.command()
@@ -186,13 +190,8 @@ def _difference_table(found: Difference) -> Table:
 
 
 async def _needed(modules: tuple[str, ...], settings: Settings) -> Topology:
-    discovery = await discover_named(modules)
-    if discovery.broken:
-        raise ConfigurationError(
-            "; ".join(f"{broken.module}: {broken.error}" for broken in discovery.broken)
-        )
     needed = Topology()
-    for found in discovery.consumers:
+    for found in await discover_whole(modules):
         needed += found.topology(settings)
     return needed
 

@@ -18,7 +18,7 @@ from typing import Any
 from rabbitflow.consumer import Consumer
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.settings import Settings
-from rabbitflow.topology import Topology, consumer_topology
+from rabbitflow.topology import Topology, consumer_topology, event_topology
 from rabbitflow.worker.process import ended
 
 DISCOVERY_TIMEOUT_S = 60.0
@@ -29,7 +29,8 @@ class Found:
     """A consumer that a module defines, as far as a supervisor needs to know it.
 
     ``longest_timeout_s`` is that of its handlers; None where one may run without limit.
-    ``retries_for_ever`` says that a policy of it was not seen to end.
+    ``retries_for_ever`` says that a policy of it was not seen to end. ``publishes`` are the event
+    types that it says it announces.
     """
 
     name: str
@@ -40,10 +41,14 @@ class Found:
     longest_timeout_s: float | None
     prefetch: int = 0
     retries_for_ever: bool = False
+    publishes: tuple[str, ...] = ()
 
     def topology(self, settings: Settings) -> Topology:
         """What it needs on the broker."""
-        return consumer_topology(self.name, self.event_types, self.retry_buckets_s, settings)
+        needed = consumer_topology(self.name, self.event_types, self.retry_buckets_s, settings)
+        for event_type in self.publishes:
+            needed += event_topology(event_type, settings)
+        return needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,7 @@ def _found(report: dict[str, Any]) -> Found:
         report["longest_timeout_s"],
         report["prefetch"],
         report["retries_for_ever"],
+        tuple(report["publishes"]),
     )
 
 
@@ -216,6 +222,7 @@ def _described(consumer: Consumer) -> dict[str, Any]:
             consumer.longest_timeout_s(),
             consumer.prefetch,
             any(handler.retry.is_endless for handler in consumer.handlers.values()),
+            consumer.publishes,
         )
     )
 
