@@ -32,7 +32,7 @@ from pamqp.commands import Basic
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from yarl import URL
 
-from rabbitflow import fastpath
+from rabbitflow import fastpath, tls
 from rabbitflow.claims import Confirms, Returned
 from rabbitflow.errors import (
     AccessRefused,
@@ -97,6 +97,7 @@ async def _connect(written: str, settings: Settings, name: str) -> Connection:
         async with asyncio.timeout(settings.connect_timeout_s):
             return await aio_pika.connect(
                 url,
+                ssl_context=await asyncio.to_thread(tls.context, url, settings),
                 client_properties={"connection_name": name},
                 connection_class=fastpath.connection_class(),
             )
@@ -121,7 +122,7 @@ async def _connect(written: str, settings: Settings, name: str) -> Connection:
             " is RabbitMQ running there?"
         ) from error
     except (AMQPError, OSError) as error:
-        raise BrokerUnavailable(
+        raise tls.refusal(error, url, shown, settings) or BrokerUnavailable(
             f"no broker answers at {shown} ({_reply_of(error)}); is RabbitMQ running there?"
         ) from error
 

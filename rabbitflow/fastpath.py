@@ -82,7 +82,7 @@ class _Transports(TransportFactory):
         transport, protocol = await loop.create_connection(
             lambda: asyncio.StreamReaderProtocol(stream, loop=loop),
             url.host or "localhost",
-            url.port or 5672,
+            url.port or (5671 if tls else 5672),
             ssl=tls,
             **kwargs,
         )

@@ -31,6 +31,10 @@ class Settings(BaseSettings):
         url: of the broker, ``amqp://`` or ``amqps://``; of a cluster one for each node, separated
             by white space, which are tried in a random order. Kept secret when printed.
         url_file: a file that holds the URL (systemd's ``LoadCredential=``); wins over ``url``.
+        tls_ca: for ``amqps://``, a file with the certificates of the authorities to trust; the
+            system's where it is not given.
+        tls_cert: the certificate that a client shows, with its chain; a PEM file.
+        tls_key: its private key; where it is not given, in the same file.
         namespace: prefixes every name on the broker with ``<namespace>.``; none by default.
         queue_type: ``quorum`` (replicated, counts deliveries) or ``classic``.
         event_log: keep every announced event in a stream beside the consumers' queues.
@@ -66,6 +70,9 @@ class Settings(BaseSettings):
 
     url: SecretStr = SecretStr(DEFAULT_URL)
     url_file: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     namespace: Annotated[str, Field(pattern=NAMESPACE_PATTERN)] | None = None
     queue_type: Literal["quorum", "classic"] = "quorum"
     event_log: bool = True

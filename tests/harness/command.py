@@ -15,7 +15,7 @@ class Command:
 
     def __init__(self, settings: Settings, directory: Path, **env: str) -> None:
         self.directory = directory
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[2]),
             "PYTHONUNBUFFERED": "1",
@@ -32,7 +32,7 @@ class Command:
         return subprocess.run(
             [sys.executable, "-m", "rabbitflow", *arguments],
             cwd=self.directory,
-            env={**self._environment, **env},
+            env={**self.environment, **env},
             input=stdin,
             capture_output=True,
             text=True,
@@ -47,7 +47,7 @@ class Command:
         return subprocess.Popen(
             [sys.executable, "-m", "rabbitflow", *arguments],
             cwd=self.directory,
-            env={**self._environment, **env},
+            env={**self.environment, **env},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.DEVNULL,
