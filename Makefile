@@ -52,7 +52,7 @@ units: $(STAMP)  ## Write deploy/systemd anew, as `rabbitflow systemd --template
 
 bench-isolation: $(STAMP)  ## Measure: does a broken consumer slow its neighbours, here and elsewhere (15 min)
 	$(BIN)/python -m pip install --quiet --group bench
-	$(BIN)/python -m benchmarks.isolation
+	$(BIN)/python -m benchmarks.isolation --page docs/isolation.md
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
