@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rabbitflow.broker import Connection
 from rabbitflow.inspection import look_at
 from rabbitflow.settings import Settings
 from rabbitflow.topology import RETRY_BUCKETS_S, Names
+
+FORGET_AFTER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +54,54 @@ class ConsumerStatus:
         return "holding back" if self.workers else "absent"
 
 
-async def status_of(
-    connection: Connection, consumers: Iterable[str], settings: Settings
-) -> list[ConsumerStatus]:
-    """Return how each of ``consumers`` stands; needs no permission.
+class Lookout:
+    """Looks at consumers again and again.
 
-    Raises:
-        ConnectionLost: the connection ended.
+    RabbitMQ writes a line to its log for each queue that it is asked for and does not have. So
+    retry queues that were not there are looked for again only after ``FORGET_AFTER_S`` seconds.
     """
-    return [await _status_of(connection, consumer, settings) for consumer in consumers]
 
+    def __init__(
+        self, connection: Connection, consumers: Sequence[str], settings: Settings
+    ) -> None:
+        self._connection = connection
+        self._consumers = consumers
+        self._settings = settings
+        self._absent: set[str] = set()
+        self._forget_at = 0.0
 
-async def _status_of(connection: Connection, consumer: str, settings: Settings) -> ConsumerStatus:
-    names = Names(settings.namespace)
-    queue, dead, workers = names.queue(consumer), names.dead(consumer), names.workers(consumer)
-    buckets = {names.retry(consumer, bucket_s): bucket_s for bucket_s in RETRY_BUCKETS_S}
-    marks = (names.paused(consumer), names.migrating(consumer))
-    found = await look_at(connection, (queue, dead, workers, *marks, *buckets), settings)
-    return ConsumerStatus(
-        consumer=consumer,
-        ready=found[queue].messages if queue in found else None,
-        retries={
-            bucket_s: found[name].messages
-            for name, bucket_s in buckets.items()
-            if name in found and found[name].messages
-        },
-        dead=found[dead].messages if dead in found else 0,
-        consuming=found[queue].consumers if queue in found else 0,
-        workers=found[workers].consumers if workers in found else 0,
-        is_paused=marks[0] in found,
-        is_migrating=marks[1] in found,
-    )
+    async def look(self) -> list[ConsumerStatus]:
+        """Return how each consumer stands; needs no permission.
+
+        Raises:
+            ConnectionLost: the connection ended.
+        """
+        now = time.monotonic()
+        if now >= self._forget_at:
+            self._absent.clear()
+            self._forget_at = now + FORGET_AFTER_S
+        return [await self._look_at(consumer) for consumer in self._consumers]
+
+    async def _look_at(self, consumer: str) -> ConsumerStatus:
+        names = Names(self._settings.namespace)
+        queue, dead, workers = names.queue(consumer), names.dead(consumer), names.workers(consumer)
+        paused, migrating = names.paused(consumer), names.migrating(consumer)
+        buckets = {names.retry(consumer, bucket_s): bucket_s for bucket_s in RETRY_BUCKETS_S}
+        wanted = [queue, dead, workers, paused, migrating]
+        wanted += [name for name in buckets if name not in self._absent]
+        found = await look_at(self._connection, wanted, self._settings)
+        self._absent |= buckets.keys() - found.keys()
+        return ConsumerStatus(
+            consumer=consumer,
+            ready=found[queue].messages if queue in found else None,
+            retries={
+                bucket_s: found[name].messages
+                for name, bucket_s in buckets.items()
+                if name in found and found[name].messages
+            },
+            dead=found[dead].messages if dead in found else 0,
+            consuming=found[queue].consumers if queue in found else 0,
+            workers=found[workers].consumers if workers in found else 0,
+            is_paused=paused in found,
+            is_migrating=migrating in found,
+        )

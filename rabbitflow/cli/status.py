@@ -16,7 +16,7 @@ from rabbitflow.broker import close, connect
 from rabbitflow.cli.options import broker_options, errors_in_one_line, run, settings_from
 from rabbitflow.project import discover_named
 from rabbitflow.settings import Settings
-from rabbitflow.status import ConsumerStatus, status_of
+from rabbitflow.status import ConsumerStatus, Lookout
 
 
 @click.command()
@@ -73,10 +73,11 @@ async def _looks(
 ) -> AsyncIterator[list[ConsumerStatus]]:
     connection = await connect(settings, "rabbitflow status")
     try:
-        yield await status_of(connection, names, settings)
+        lookout = Lookout(connection, names, settings)
+        yield await lookout.look()
         while interval_s is not None:
             await asyncio.sleep(interval_s)
-            yield await status_of(connection, names, settings)
+            yield await lookout.look()
     finally:
         await close(connection)
 

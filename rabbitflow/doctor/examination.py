@@ -30,7 +30,7 @@ from rabbitflow.doctor.management import ManagementUnread, management_facts
 from rabbitflow.errors import AccessRefused, BrokerError
 from rabbitflow.inspection import Difference, difference
 from rabbitflow.settings import Settings
-from rabbitflow.status import status_of
+from rabbitflow.status import Lookout
 from rabbitflow.topology import CONSUMER_PRIORITY, DELIVERY_LIMIT, Names
 from rabbitflow.worker.discovery import Discovery, Found
 
@@ -128,7 +128,7 @@ async def _consumer(
     topology = found.topology(settings)
     names = Names(settings.namespace)
     refusals: list[str] = []
-    status = (await status_of(connection, (found.name,), settings))[0]
+    (status,) = await Lookout(connection, (found.name,), settings).look()
     differs = Difference()
     try:
         differs = await difference(connection, topology, settings)

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pika
 import pytest
@@ -24,148 +18,25 @@ from rabbitflow.migration.queues import Progress
 from rabbitflow.settings import Settings
 from rabbitflow.topology import (
     EXCHANGE,
-    RETRY_BUCKETS_S,
-    Topology,
-    consumer_topology,
-    holding_queue,
 )
 from tests.harness.broker import Probe
+from tests.harness.migration import (
+    account_of_kills,
+    announcing,
+    declare_otherwise,
+    differs,
+    run,
+    wanted,
+)
 from tests.harness.waiting import eventually
 from tests.harness.workers import Worker
 
-EVENT_TYPES = ("ORDER_PLACED",)
-SETTLE_S = 0.05
-
-
-def wanted(settings: Settings, event_types: tuple[str, ...] = EVENT_TYPES) -> Topology:
-    return consumer_topology("payment", event_types, RETRY_BUCKETS_S[:3], settings)
-
-
-def declare_otherwise(probe: Probe, changes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Declare the wanted topology, with other arguments for the queues whose names end so."""
-    topology = wanted(probe.settings)
-    for exchange in topology.exchanges:
-        probe.declare_exchange(exchange.name.rpartition("events.")[2])
-    for queue in topology.queues:
-        suffix = queue.name.removeprefix(f"{probe.settings.namespace}.")
-        arguments = {**queue.arguments, **changes.get(suffix, {})}
-        probe.declare_queue(
-            queue.name, {name: value for name, value in arguments.items() if value is not None}
-        )
-    for binding in topology.bindings:
-        probe.bind(binding.queue, binding.exchange.rpartition("events.")[2])
-
-
-def fill(probe: Probe, queue: str, count: int, expiration: str | None = None) -> set[str]:
-    ids = [uuid.uuid4().hex for _ in range(count)]
-    for one in ids:
-        properties = pika.BasicProperties(message_id=one, expiration=expiration, delivery_mode=2)
-        probe.publish("", queue, b"{}", properties)
-    return set(ids)
-
-
-async def run(settings: Settings, **options: Any) -> Migrated:
-    return await migrate("payment", wanted(settings), settings, settle_s=SETTLE_S, **options)
-
-
-async def differs(settings: Settings) -> bool:
-    connection = await connect(settings, "test")
-    try:
-        return bool(await difference(connection, wanted(settings), settings))
-    finally:
-        await close(connection)
-
-
-@asynccontextmanager
-async def announcing(
-    settings: Settings, event_type: str = "ORDER_PLACED"
-) -> AsyncIterator[list[str]]:
-    """Announce events all the time; the ids are those that the broker confirmed."""
-    confirmed: list[str] = []
-    stopping = asyncio.Event()
-
-    async def announce() -> None:
-        async with Publisher(settings=settings) as publisher:
-            while not stopping.is_set():
-                event = await publisher.publish(event_type, {"number": len(confirmed)})
-                confirmed.append(event.id)
-                await asyncio.sleep(0.01)
-
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(announce())
-        await eventually(lambda: len(confirmed) > 10)
-        try:
-            yield confirmed
-        finally:
-            stopping.set()
-
 
 @pytest.mark.only_on("rabbitmq", reason="what a kill -9 does to RabbitMQ's queues")
-@pytest.mark.parametrize(
-    ("queue_type", "every"),
-    [
-        ("quorum", 12),
-        pytest.param("quorum", 1, marks=pytest.mark.slow),
-        pytest.param("classic", 1, marks=pytest.mark.slow),
-    ],
-)
 async def test_nothing_is_lost_when_it_is_killed_again_and_again_while_a_publisher_runs(
-    settings: Settings, probe: Probe, queue_type: str, every: int
+    settings: Settings, probe: Probe
 ) -> None:
-    settings = settings.model_copy(update={"queue_type": queue_type})
-    probe.settings = settings
-    names = probe.names
-    other = {"x-delivery-limit": 20} if queue_type == "quorum" else {"x-max-priority": 3}
-    changes = dict.fromkeys(("payment", "payment.dead", "payment.retry.2s"), other)
-    declare_otherwise(probe, {**changes, "events.ORDER_PLACED.log": {"x-max-age": "1D"}})
-    waiting = fill(probe, names.queue("payment"), 700)
-    dead = fill(probe, names.dead("payment"), 20)
-    later = fill(probe, names.retry("payment", 2), 20, "600000")
-    later |= fill(probe, names.retry("payment", 4), 20, "600000")
-    due = {
-        one
-        for delay_ms in range(500, 20_000, 500)
-        for one in fill(probe, names.retry("payment", 1), 1, str(delay_ms))
-    }
-    # A publisher that runs has the settings it was started with.
-    before = settings.model_copy(update={"event_log_max_age": "1D"})
-    async with announcing(before) as announced:
-        steps = await killed(settings, every)
-    assert len(steps) > 20 // every
-    assert not await differs(settings)
-    retried = probe.ids(names.retry("payment", 2)) + probe.ids(names.retry("payment", 4))
-    assert set(retried) == later
-    assert set(probe.ids(names.dead("payment"))) == dead
-    there = set(probe.ids(names.queue("payment")))
-    assert waiting <= there
-    assert set(announced) <= there
-    assert due <= there | set(probe.ids(names.retry("payment", 1)))
-    assert set(probe.ids(names.log("ORDER_PLACED"), is_log=True)) >= set(announced)
-    for queue in wanted(settings).queues:
-        assert probe.depth(holding_queue(queue.name)) == -1
-
-
-async def killed(settings: Settings, every: int) -> list[str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.harness.migrating",
-        str(every),
-        "payment",
-        *EVENT_TYPES,
-        stdout=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-        env={
-            **os.environ,
-            "RABBITFLOW_URL": settings.broker_url,
-            "RABBITFLOW_NAMESPACE": settings.namespace or "",
-            "RABBITFLOW_QUEUE_TYPE": settings.queue_type,
-        },
-    )
-    async with asyncio.timeout(400):
-        said, _ = await process.communicate()
-    assert process.returncode == 0
-    return said.decode().splitlines()
+    await account_of_kills(settings, probe, every=12)
 
 
 async def test_events_keep_their_order_and_everything_they_carried(
@@ -213,21 +84,6 @@ async def test_a_log_keeps_its_events_their_order_and_what_they_carried(
     assert set(once) == set(announced)
     assert all(abs(once.index(one) - place) < 20 for place, one in enumerate(announced))
     assert not await differs(settings)
-
-
-@pytest.mark.slow
-@pytest.mark.only_on("rabbitmq", reason="what a kill -9 does to RabbitMQ's streams")
-async def test_an_interrupted_copy_of_a_log_goes_on_where_it_was(
-    settings: Settings, probe: Probe
-) -> None:
-    log = probe.names.log("ORDER_PLACED")
-    declare_otherwise(probe, {"events.ORDER_PLACED.log": {"x-max-age": "1D"}})
-    before = settings.model_copy(update={"event_log_max_age": "1D"})
-    async with announcing(before) as announced:
-        await eventually(lambda: len(announced) > 200)
-    assert len(await killed(settings, every=1)) > 8
-    logged = [one for one in probe.ids(log, is_log=True) if one in set(announced)]
-    assert logged == announced
 
 
 async def test_where_nothing_differs_nothing_is_done(settings: Settings, probe: Probe) -> None:
