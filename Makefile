@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types layers unit faults bench dashboard deploy-test units clean
+.PHONY: help demo test lint types layers unit faults bench dashboard deploy-test units lock audit clean
 
 help:  ## Show what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +53,13 @@ units: $(STAMP)  ## Write deploy/systemd anew, as `rabbitflow systemd --template
 bench-isolation: $(STAMP)  ## Measure: does a broken consumer slow its neighbours, here and elsewhere (15 min)
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks.isolation --page docs/isolation.md
+
+lock: $(STAMP)  ## Write requirements-dev.lock: the versions that development was done with
+	$(BIN)/python -m pip freeze --exclude-editable > requirements-dev.lock
+
+audit: $(STAMP)  ## Ask PyPI for known vulnerabilities of the locked versions
+	$(BIN)/python -m pip install --quiet --group audit
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements-dev.lock
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,0 +1,147 @@
+"""A full run with a password that nobody would guess: it is nowhere to be seen afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import SecretStr
+from yarl import URL
+
+from rabbitflow.settings import Settings
+from tests.harness.broker import Probe
+from tests.harness.command import Command
+from tests.harness.node import Broker, free_port
+from tests.harness.waiting import eventually
+from tests.harness.workers import Worker
+
+pytestmark = pytest.mark.only_on("rabbitmq", reason="the embedded broker has no users to add")
+
+PAYMENT = """
+payment = Consumer("payment", retry=Retry.fixed(attempts=2, wait=1))
+
+@payment.on("ORDER_PLACED")
+async def charge(event: Event, ctx: Context) -> None:
+    if event.data["orderId"] == "crash" and not Path("crashed").exists():
+        Path("crashed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if event.data["orderId"] == "fail":
+        raise ConnectionError("the bank is away")
+    ledger.write("payment", event.id)
+"""
+
+
+@pytest.fixture
+def secretive(rabbitmq: Broker, settings: Settings) -> Iterator[tuple[Settings, str]]:
+    """A user whose password has characters that a URL must escape, and that password."""
+    if rabbitmq.ctl is None:
+        pytest.skip("a user takes rabbitmqctl on the broker's own machine")
+    user, password = f"{settings.namespace}-secret", f"s3cr3t-{secrets.token_hex(12)}-/@?"
+    rabbitmq.ctl("add_user", user, password)
+    try:
+        rabbitmq.ctl("set_permissions", user, ".*", ".*", ".*")
+        url = URL(rabbitmq.url).with_user(user).with_password(password)
+        yield settings.model_copy(update={"url": SecretStr(str(url))}), password
+    finally:
+        rabbitmq.ctl("delete_user", user)
+
+
+class Watch:
+    """Looks for a secret, as written and as a URL has it, wherever others can look.
+
+    The part before the characters that are escaped is in both forms.
+    """
+
+    def __init__(self, password: str) -> None:
+        self._needle = password.rpartition("-")[0].encode()
+        self.found: list[str] = []
+        self.looked_at: dict[str, int] = {}
+
+    def look(self, place: str, said: bytes | str) -> None:
+        """Remember where it is."""
+        content = said.encode() if isinstance(said, str) else said
+        self.looked_at[place] = self.looked_at.get(place, 0) + len(content)
+        if self._needle in content:
+            self.found.append(place)
+
+    def arguments(self) -> None:
+        """Look at the arguments of every process here, as ps shows them."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                arguments = (process / "cmdline").read_bytes()
+                self.look("arguments", arguments)
+                self.look("name", (process / "comm").read_bytes())
+
+
+def answer(port: int, path: str) -> bytes:
+    """What the worker says of itself, be it well or not."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as said:
+            return bytes(said.read())
+    except urllib.error.HTTPError as said:
+        return said.read()
+
+
+async def test_the_password_is_in_no_log_argument_metric_error_or_state_of_a_full_run(
+    secretive: tuple[Settings, str], probe: Probe, tmp_path: Path
+) -> None:
+    settings, password = secretive
+    watch = Watch(password)
+    port = free_port()
+    rabbitflow = Command(settings, tmp_path, TEST_LEDGER=str(tmp_path / "ledger.db"))
+
+    def run(*arguments: str, code: int = 0, **env: str) -> str:
+        process = rabbitflow(*arguments, **env)
+        assert process.returncode == code, process.stderr
+        watch.look(f"rabbitflow {arguments[0]}", process.stdout + process.stderr)
+        return process.stdout
+
+    with Worker(settings, tmp_path) as worker:
+        worker.module("payment", PAYMENT).start(
+            "--log-level", "DEBUG", RABBITFLOW_METRICS_PORT=str(port), PYTHONASYNCIODEBUG="1"
+        )
+        await worker.ready("payment")
+        watch.arguments()
+        done = set()
+        for order in ("good", "fail", "crash"):
+            announced = run("publish", "ORDER_PLACED", "--data", f'{{"orderId": "{order}"}}')
+            if order != "fail":
+                done.add(announced.strip())
+        await eventually(lambda: probe.depth(probe.names.dead("payment")) == 1, within_s=30)
+        await eventually(lambda: set(worker.ledger.ids("payment")) == done, within_s=30)
+        watch.arguments()
+        for path in ("metrics", "healthz", "readyz"):
+            watch.look(path, answer(port, path))
+        run("status", "services", "--json")
+        run("doctor", "services", "--json")
+        run("dlq", "list", "payment", "--json")
+        run("topology", "diff", "services")
+        dead = probe.take(probe.names.dead("payment"))
+        assert dead is not None
+        watch.look("dead letter", f"{dead[0]} {dead[2]!r}")
+        # Errors: a wrong vhost, a wrong port, a malformed URL, all with the password in them.
+        for mistake, code in {
+            settings.broker_url.removesuffix("/") + "/nowhere": 1,
+            str(URL(settings.broker_url).with_port(free_port())): 1,
+            settings.broker_url.replace("amqp://", "http://"): 78,
+            settings.broker_url.replace("%2F", "/").replace("%3F", "?"): 78,
+        }.items():
+            run("publish", "ORDER_PLACED", "--data", "{}", code=code, RABBITFLOW_URL=mistake)
+        descendants = [psutil.Process(worker.pid), *worker.children()]
+        assert len(descendants) >= 2
+        worker.signal()
+        worker.exit_code()
+        watch.look("worker's log", worker.log())
+    for kept in filter(Path.is_file, settings.state_dir.rglob("*")):
+        watch.look("state", kept.read_bytes())
+    assert watch.found == []
+    assert all(watch.looked_at[place] for place in ("arguments", "metrics", "worker's log"))
+    # The search itself works: the environment, which its own user may read, does hold it.
+    watch.look("environment", "\n".join(rabbitflow.environment.values()))
+    assert watch.found == ["environment"]
