@@ -178,5 +178,6 @@ def test_the_topology_can_be_shown_without_a_broker(publish: Publish, tmp_path: 
     assert [queue["name"] for queue in shown["queues"]] == [
         f"{prefix}.payment",
         f"{prefix}.payment.dead",
+        f"{prefix}.payment.workers",
         f"{prefix}.events.ORDER_PLACED.log",
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
+
 from rabbitflow import Publisher
 from rabbitflow.log.backfill import KEEP_EVERY
 from rabbitflow.log.copying import WINDOW
@@ -19,6 +21,7 @@ from tests.harness.waiting import eventually
 from tests.harness.workers import Worker
 
 
+@pytest.mark.slow
 async def test_a_kill_during_the_back_fill_loses_nothing(
     worker: Worker, publisher: Publisher
 ) -> None:

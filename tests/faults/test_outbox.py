@@ -60,6 +60,7 @@ PAYMENT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills_per_s", [1.0])
 async def test_every_committed_order_is_announced_and_charged_exactly_once(
     settings: Settings,
