@@ -96,7 +96,9 @@ def standing(
     with Worker(settings, directory) as worker:
         worker.module("payment", PAYMENT)
         worker.start()
-        yield Standing(worker, Probe(settings))
+        probe = Probe(settings)
+        yield Standing(worker, probe)
+        probe.close()
     remove_namespace(settings, ("payment",), ("ORDER_PLACED",))
 
 
