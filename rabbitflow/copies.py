@@ -8,6 +8,7 @@ from typing import Any
 from pamqp import encode
 from pamqp.commands import Basic
 
+from rabbitflow.event import SHORT_TEXT_BYTES
 from rabbitflow.publisher import PERSISTENT
 from rabbitflow.topology import HEADER_PREFIX, HEADERS_LIMIT_BYTES
 
@@ -31,9 +32,16 @@ def copied_properties(
         reply_to=given.reply_to,
         message_id=event_id,
         timestamp=given.timestamp,
-        message_type=given.message_type or event_type,
+        message_type=given.message_type or _short(event_type),
         app_id=given.app_id,
     )
+
+
+def _short(event_type: str | None) -> str | None:
+    """An event type as a property, which holds 255 bytes: none where anybody wrote a longer one."""
+    if event_type is None or len(event_type.encode("utf-8", "replace")) > SHORT_TEXT_BYTES:
+        return None
+    return event_type
 
 
 def _bounded(headers: dict[str, Any]) -> dict[str, Any]:

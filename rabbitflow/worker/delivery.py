@@ -144,10 +144,12 @@ class Delivery(NamedTuple):
 
     def event_type(self, names: Names) -> str | None:
         """The event type it claims: by property, by exchange, by our header, last by its body."""
+        noted = self.headers.get(EVENT_TYPE)
         return (
             self.content.message_type
             or (names.event_type(self.exchange) if self.exchange else None)
-            or self.headers.get(EVENT_TYPE)
+            # A foreign publisher may have written anything there.
+            or (noted if isinstance(noted, str) else None)
             or type_of(self.body)
         )
 

@@ -182,6 +182,18 @@ async def test_what_is_no_event_is_dead_lettered_at_once_byte_for_byte(
         assert runtime.is_ready
 
 
+async def test_a_type_that_is_none_is_no_harm(settings: Settings, probe: Probe) -> None:
+    consumer, _ = payment(lambda event, context: None)
+    async with running(consumer, settings) as runtime:
+        body = json.dumps({**GOOD, "type": "T" * 300}).encode()
+        headers = {EVENT_TYPE: {"anybody": "may write this"}}
+        properties = pika.BasicProperties(headers=headers)
+        probe.publish("", probe.names.queue("payment"), body, properties)
+        _, _, kept = await dead_letter(probe)
+        assert kept == body
+        assert runtime.is_ready
+
+
 async def test_causes_and_foreign_headers_are_bounded(settings: Settings, probe: Probe) -> None:
     def shout(event: Event[Any], context: Context) -> None:
         raise ValueError("é" * 1_000_000)
