@@ -246,7 +246,7 @@ def event_topology(event_type: str, settings: Settings) -> Topology:
     log = Queue(
         names.log(event_type),
         {
-            "x-queue-type": "stream",
+            QUEUE_TYPE: "stream",
             "x-max-age": settings.event_log_max_age,
             "x-max-length-bytes": settings.event_log_max_bytes,
         },
@@ -300,7 +300,7 @@ def journal_topology(consumer: str, settings: Settings) -> Topology:
     """Return the journal of a consumer's back-fill. It is a stream: whoever goes on after a kill
     reads it from its beginning, and a quorum queue hands out 2,000 unsettled messages at most."""
     journal = Names(settings.namespace).backfill(consumer)
-    return Topology(queues=(Queue(journal, {"x-queue-type": "stream"}),))
+    return Topology(queues=(Queue(journal, {QUEUE_TYPE: "stream"}),))
 
 
 def bridge_topology(consumer: str, settings: Settings) -> Topology:
@@ -326,7 +326,7 @@ def workers_topology(consumer: str, settings: Settings) -> Topology:
 
 def holding(queue: Queue, settings: Settings) -> Queue:
     """Return the queue that keeps the messages of ``queue`` while that one is replaced."""
-    if queue.arguments.get("x-queue-type") == "stream":
+    if queue.arguments.get(QUEUE_TYPE) == "stream":
         return Queue(holding_queue(queue.name), queue.arguments)
     return Queue(holding_queue(queue.name), _holding(settings.queue_type))
 
@@ -338,7 +338,7 @@ def control_topology(settings: Settings) -> Topology:
 
 def _dead_lettering(queue_type: QueueType, target: str, delivery_limit: int) -> Arguments:
     arguments: dict[str, str | int] = {
-        "x-queue-type": queue_type,
+        QUEUE_TYPE: queue_type,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": target,
         "x-overflow": "reject-publish",
@@ -346,14 +346,14 @@ def _dead_lettering(queue_type: QueueType, target: str, delivery_limit: int) -> 
     if queue_type == "quorum":
         # At-least-once dead-lettering needs reject-publish (rabbitmq.com/docs/quorum-queues).
         arguments["x-dead-letter-strategy"] = "at-least-once"
-        arguments["x-delivery-limit"] = delivery_limit
+        arguments[DELIVERY_LIMIT] = delivery_limit
     return arguments
 
 
 def _holding(queue_type: QueueType) -> Arguments:
     if queue_type == "quorum":
-        return {"x-queue-type": "quorum", "x-delivery-limit": HOLDING_DELIVERY_LIMIT}
-    return {"x-queue-type": queue_type}
+        return {QUEUE_TYPE: "quorum", DELIVERY_LIMIT: HOLDING_DELIVERY_LIMIT}
+    return {QUEUE_TYPE: queue_type}
 
 
 def check_consumer_name(name: str) -> str:

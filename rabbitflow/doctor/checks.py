@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rabbitflow.doctor.facts import ConsumerFacts, Facts, Probe
-from rabbitflow.topology import CONSUMER_DELIVERY_LIMIT, Names, Queue
+from rabbitflow.topology import CONSUMER_DELIVERY_LIMIT, DELIVERY_LIMIT, Names, Queue
 from rabbitflow.worker.suspects import CRASH_LIMIT
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -305,14 +305,14 @@ def delivery_limit(consumer: ConsumerFacts, facts: Facts) -> Iterator[Finding]:
     if limit is not None and limit < 0:
         yield _error(
             name,
-            f"x-delivery-limit={limit}: RabbitMQ 3.10.8 drops an event the first time it is given"
+            f"{DELIVERY_LIMIT}={limit}: RabbitMQ 3.10.8 drops an event the first time it is given"
             " back",
             f"let the queue run empty, then: {migrate}",
         )
     elif limit is not None and limit <= 2 * CRASH_LIMIT:
         yield _error(
             name,
-            f"x-delivery-limit={limit}: an event that kills its process takes its neighbours to"
+            f"{DELIVERY_LIMIT}={limit}: an event that kills its process takes its neighbours to"
             f" the dead letters before {CRASH_LIMIT} strikes prove it guilty",
             f"{migrate} (it sets {CONSUMER_DELIVERY_LIMIT})",
         )
