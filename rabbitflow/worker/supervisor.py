@@ -339,7 +339,7 @@ class Supervisor:
     def _report_end(self, slot: Slot, child: Child, status: int) -> None:
         cause = child.killed_because or ended(status)
         if status in ORDERLY_EXITS:
-            why = child.failure or "a handler hangs in its thread"
+            why = child.failure or "a handler hangs, and nothing ends it"
             logger.warning("%s is started again: %s", slot.label, why)
             return
         logger.error("%s died (%s); starting it again", slot.label, cause)

@@ -210,7 +210,7 @@ async def test_a_handler_that_hangs_in_its_thread_has_its_process_replaced(
     await scene.begin(rating(hang, kind="def", handler_options="timeout=1"))
     account = await scene.account()
     note("sync handler that hangs", NOTHING_LOST, account)
-    assert scene.worker.said("a handler hangs in its thread") == 1
+    assert scene.worker.said("a handler hangs, and nothing ends it") == 1
 
 
 async def test_an_event_loop_that_is_blocked_is_noticed_and_replaced(

@@ -20,7 +20,7 @@ EVENT: Event[Any] = Event(type="A", data={})
 @pytest.fixture
 async def execution() -> AsyncIterator[Execution]:
     hung: list[bool] = []
-    running = Execution(2, lambda: hung.append(True))
+    running = Execution(2, lambda: hung.append(True), cleaning_up_s=0.02)
     running.hung = hung  # type: ignore[attr-defined]
     yield running
     running.close()
@@ -97,6 +97,73 @@ async def test_a_handler_that_waits_too_long_is_ended_and_may_clean_up(
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
+
+
+async def test_a_handler_that_goes_on_after_it_was_cancelled_is_left_where_it_is(
+    execution: Execution,
+) -> None:
+    ended: list[str] = []
+
+    async def handler(event: Event) -> None:
+        try:
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    ended.append("cancelled")
+        finally:
+            ended.append("closed")
+
+    with pytest.raises(HandlerTimeout):
+        await run(execution, handler, 0.01)
+    assert ended == ["cancelled", "closed"]
+    assert not execution.hung  # type: ignore[attr-defined]
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+async def test_a_handler_that_nothing_ends_has_its_process_replaced(execution: Execution) -> None:
+    is_released = False
+
+    async def handler(event: Event) -> None:
+        while not is_released:
+            try:
+                await asyncio.Event().wait()
+            except BaseException:
+                continue
+
+    with pytest.raises(HandlerTimeout):
+        await run(execution, handler, 0.01)
+    assert execution.hung  # type: ignore[attr-defined]
+    is_released = True
+
+
+async def test_a_handler_that_needs_a_moment_to_clean_up_has_it(execution: Execution) -> None:
+    cleaned: list[bool] = []
+
+    async def handler(event: Event) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.001)
+            cleaned.append(True)
+
+    with pytest.raises(HandlerTimeout):
+        await run(execution, handler, 0.01)
+    assert cleaned == [True]
+
+
+async def test_an_error_raised_while_cleaning_up_ends_the_handler(execution: Execution) -> None:
+    async def handler(event: Event) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            raise KeyError("lost")
+
+    with pytest.raises(KeyError):
+        await run(execution, handler, 0.01)
 
 
 async def test_a_time_out_of_the_handler_itself_is_not_ours(execution: Execution) -> None:
