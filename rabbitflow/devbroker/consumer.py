@@ -79,10 +79,12 @@ class Consumers:
 
     Args:
         single_active: the first one gets everything, until it is gone.
+        hides_waiting: those that wait for it to go are not counted, as quorum queues do.
     """
 
-    def __init__(self, *, single_active: bool = False) -> None:
+    def __init__(self, *, single_active: bool = False, hides_waiting: bool = False) -> None:
         self._single_active = single_active
+        self._hides_waiting = single_active and hides_waiting
         self._order: list[Consumer] = []
 
     def __len__(self) -> int:
@@ -90,6 +92,11 @@ class Consumers:
 
     def __iter__(self) -> Iterator[Consumer]:
         return iter(tuple(self._order))
+
+    @property
+    def shown(self) -> int:
+        """How many of them a declaration of the queue tells of."""
+        return min(1, len(self._order)) if self._hides_waiting else len(self._order)
 
     @property
     def is_exclusive(self) -> bool:

@@ -68,7 +68,7 @@ class Declaring:
             )
         self._latest_queue = queue.name
         if not method.nowait:
-            counts = queue.ready.to_bytes(4, "big") + len(queue.consumers).to_bytes(4, "big")
+            counts = queue.ready.to_bytes(4, "big") + queue.consumers.shown.to_bytes(4, "big")
             arguments_raw = short(queue.name) + counts
             session.send(write_raw(self._channel, QueueMethods.DeclareOk.index, arguments_raw))
 

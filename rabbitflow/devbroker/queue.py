@@ -46,7 +46,10 @@ class MessageQueue:
 
     def __init__(self, declared: Declaration, clock: Clock, bury: Bury) -> None:
         self.declared = declared
-        self.consumers = Consumers(single_active=declared.policy.single_active_consumer)
+        self.consumers = Consumers(
+            single_active=declared.policy.single_active_consumer,
+            hides_waiting=declared.policy.type == "quorum",
+        )
         self.unacked = 0
         self.is_deleted = False
         self.held: deque[Message] = deque()
