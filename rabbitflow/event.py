@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from rabbitflow.errors import EventError
+from rabbitflow.nesting import refuse_deep
 
 DataT = TypeVar("DataT")
 
@@ -40,8 +41,7 @@ def _is_short(text: str) -> str:
 
 ShortText = Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_short)]
 
-# What pydantic's parser still reads; a body beyond one of them may be written, but never read.
-_SURE_DEPTH = 200
+# What pydantic's parser still reads; a body beyond it may be written, but never read.
 _SURE_DIGITS = 4300
 
 
@@ -106,7 +106,8 @@ class Event(BaseModel, Generic[DataT]):
 
         Raises:
             EventError: ``data`` holds what JSON has no form for: a NaN, an open file, a cycle; or
-                what no consumer could read: over 190 levels, a number of over 4,300 digits.
+                what no consumer could read: over 200 levels with the event's own, a number of over
+                4,300 digits.
         """
         # Not model_dump_json(exclude_none=True): that drops the nulls inside ``data`` too.
         envelope: dict[str, Any] = {
@@ -141,15 +142,17 @@ class EventDecoder(Generic[DataT]):
         body, so that every redelivery of it has the same id.
 
         Raises:
-            EventError: not JSON, not an event, or ``data`` does not fit the data type.
+            EventError: not JSON, nested deeper than 200 levels, not an event, or ``data`` does not
+                fit the data type.
         """
         try:
+            refuse_deep(body)
             _refuse_constants(body)
             event: Event[DataT] = self._validate(body)
         except ValidationError as error:
             raise EventError(readable(error)) from error
         except (ValueError, RecursionError) as error:
-            raise EventError(f"the body is not JSON: {error}") from error
+            raise EventError(f"the body can't be read as JSON: {error}") from error
         given = event.model_fields_set
         if "timestamp" not in given:
             raise EventError("not an event: timestamp: Field required")
@@ -185,6 +188,7 @@ def id_of(body: bytes) -> str | None:
 
 def _named_in(body: bytes, field: str) -> str | None:
     try:
+        refuse_deep(body)
         envelope = from_json(body)
     except ValueError:
         return None
@@ -220,7 +224,8 @@ def _refuse_constants(body: bytes) -> None:
 
 def _refuse_unreadable(body: bytes) -> None:
     """Refuse what every consumer would find malformed. Only a body that could be is parsed."""
-    if len(body) > _SURE_DIGITS or body.count(b"[") + body.count(b"{") > _SURE_DEPTH:
+    refuse_deep(body)
+    if len(body) > _SURE_DIGITS:
         from_json(body)
 
 

@@ -10,6 +10,7 @@ from pydantic_core import from_json, to_json
 
 from rabbitflow.errors import ConfigurationError, EventError
 from rabbitflow.event import Event, EventDecoder, derived_id
+from rabbitflow.nesting import refuse_deep
 
 Step = Callable[[Any], Any]
 StepT = TypeVar("StepT", bound=Step)
@@ -87,9 +88,10 @@ class Upcasters:
     def body(self, body: bytes) -> bytes:
         """Return a body from the wire in the newest version; itself where it is, or is none."""
         try:
+            refuse_deep(body)
             envelope = from_json(body)
         except ValueError:
-            return body
+            return body  # which its decoder refuses
         if not isinstance(envelope, dict) or "data" not in envelope:
             return body
         event_type, version = envelope.get("type"), envelope.get("version", 1)
