@@ -71,5 +71,5 @@ $(STAMP): pyproject.toml
 	  || { echo "venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[fast,mail,otel,reload,store]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[crypto,fast,mail,otel,reload,store]' --group dev
 	@touch $(STAMP)

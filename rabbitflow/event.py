@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
@@ -43,6 +44,11 @@ ShortText = Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_s
 
 # What pydantic's parser still reads; a body beyond it may be written, but never read.
 _SURE_DIGITS = 4300
+
+
+def is_event_type(text: str) -> bool:
+    """Whether ``text`` can name an event type."""
+    return re.fullmatch(EVENT_TYPE_PATTERN, text) is not None
 
 
 def new_event_id() -> str:

@@ -22,6 +22,7 @@ from rabbitflow.observe.metrics import CONFIRMED, FAILED, UNROUTABLE, PublishMet
 from rabbitflow.observe.tracing import tracing
 from rabbitflow.pipeline import Pipeline
 from rabbitflow.settings import Settings, load_settings
+from rabbitflow.signing import Signer
 from rabbitflow.topology import Names, event_topology
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Publisher:
         url: of the broker; ``RABBITFLOW_URL`` where it is not given.
         source: who announces, for events that do not say it themselves.
         settings: all settings at once, instead of those of the environment.
+        signer: signs each event; that of ``RABBITFLOW_SIGNING_KEY_FILE`` where it is not given.
 
     Attributes:
         metrics: what it announced; show it with
@@ -67,6 +69,7 @@ class Publisher:
         *,
         source: str | None = None,
         settings: Settings | None = None,
+        signer: Signer | None = None,
     ) -> None:
         if settings is None:
             settings = load_settings(url=url)
@@ -76,6 +79,7 @@ class Publisher:
         self._settings = settings
         self._names = Names(settings.namespace)
         self._source = source
+        self._signer = signer or Signer.of(settings)
         self._channel = ConfirmedChannel(settings, f"rabbitflow publisher {source or os.getpid()}")
         self._declared: dict[str, asyncio.Task[None]] = {}
         self._has_begun = False
@@ -216,7 +220,8 @@ class Publisher:
                     await publish_with_care(event)
                     continue
                 body, exchange = self._encoded(event), self._names.exchange(event.type)
-                if not await pipeline.send(event, exchange, body, properties_of(event)):
+                properties = self._properties(event, exchange, body, None)
+                if not await pipeline.send(event, exchange, body, properties):
                     await mend(pipeline)
                     pipeline = None
                     await publish_with_care(event)
@@ -256,6 +261,13 @@ class Publisher:
             )
         return body
 
+    def _properties(
+        self, event: Event[Any], exchange: str, body: bytes, headers: dict[str, Any] | None
+    ) -> Basic.Properties:
+        if self._signer is not None:
+            headers = {**(headers or {}), **self._signer.headers(exchange, event.id, body)}
+        return properties_of(event, headers)
+
     def _tracing(self) -> Spans | None:
         if not self._has_begun:
             self._has_begun, self._spans = True, tracing()
@@ -283,7 +295,7 @@ class Publisher:
         headers: dict[str, Any] | None,
     ) -> None:
         exchange = self._names.exchange(event.type)
-        properties = properties_of(event, headers)
+        properties = self._properties(event, exchange, body, headers)
         await self._ensure_declared(event.type, ends_at)
         try:
             left_s = ends_at - time.perf_counter()

@@ -35,6 +35,10 @@ class Settings(BaseSettings):
             system's where it is not given.
         tls_cert: the certificate that a client shows, with its chain; a PEM file.
         tls_key: its private key; where it is not given, in the same file.
+        signing_key_file: a file with the private key that what is announced is signed with; nothing
+            is signed where it is not given.
+        trusted_keys_file: a file with the public keys of producers; a worker that is given it
+            refuses events that none of them signed.
         namespace: prefixes every name on the broker with ``<namespace>.``; none by default.
         queue_type: ``quorum`` (replicated, counts deliveries) or ``classic``.
         event_log: keep every announced event in a stream beside the consumers' queues.
@@ -73,6 +77,8 @@ class Settings(BaseSettings):
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    signing_key_file: Path | None = None
+    trusted_keys_file: Path | None = None
     namespace: Annotated[str, Field(pattern=NAMESPACE_PATTERN)] | None = None
     queue_type: Literal["quorum", "classic"] = "quorum"
     event_log: bool = True

@@ -15,6 +15,7 @@ from rabbitflow.event import Event
 from rabbitflow.observe.metrics import PublishMetrics
 from rabbitflow.publisher import Publisher
 from rabbitflow.settings import Settings
+from rabbitflow.signing import Signer
 
 ResultT = TypeVar("ResultT")
 
@@ -35,12 +36,13 @@ class SyncPublisher:
         *,
         source: str | None = None,
         settings: Settings | None = None,
+        signer: Signer | None = None,
     ) -> None:
 
         self.metrics = PublishMetrics()
 
         def make() -> Publisher:
-            publisher = Publisher(url, source=source, settings=settings)
+            publisher = Publisher(url, source=source, settings=settings, signer=signer)
             publisher.metrics = self.metrics
             return publisher
 

@@ -52,6 +52,8 @@ EXCHANGE = "x-rabbitflow-exchange"
 CONSUMER = "x-rabbitflow-consumer"
 HOST = "x-rabbitflow-host"
 VERSION = "x-rabbitflow-version"
+SIGNED_BY = "x-rabbitflow-signed-by"
+SIGNATURE = "x-rabbitflow-signature"
 
 CAUSE_HEADERS = (
     REASON,

@@ -47,6 +47,10 @@ COMMANDS = {
         "rabbitflow.cli.doctor:doctor",
         "Look for what is wrong with consumers and their broker, and say what to do.",
     ),
+    "keys": Named(
+        "rabbitflow.cli.keys:keys",
+        "Make the keys that events are signed and verified with.",
+    ),
     "log": Named(
         "rabbitflow.cli.log:log",
         "Read the event log: what is announced, live, and what was.",

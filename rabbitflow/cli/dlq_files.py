@@ -64,6 +64,13 @@ def edit(
     if body is None:
         report(as_json, f"{event_id} is as it was", consumer=consumer, id=event_id, edited=False)
         return
+    if letter.signed_by and settings.signing_key_file is None:
+        click.echo(
+            f"rabbitflow: {event_id} was signed with key {letter.signed_by!r}, and what you changed"
+            " is not: a consumer that trusts certain keys only will refuse it; set"
+            " RABBITFLOW_SIGNING_KEY_FILE to a key that it trusts",
+            err=True,
+        )
     is_replayed = not keep and (
         yes or click.confirm(f"replay it to {consumer} now?", default=True, err=True)
     )

@@ -18,6 +18,7 @@ from rabbitflow.cli.options import (
 )
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.settings import Settings
+from rabbitflow.signing import check_key_files
 from rabbitflow.topology import Names
 from rabbitflow.worker.discovery import Discovery
 from rabbitflow.worker.notify import Notifier
@@ -66,6 +67,7 @@ def worker(
         metrics_host=metrics_host,
         metrics_port=metrics_port,
     )
+    check_key_files(settings)
     plan = Plan(modules, processes, concurrency, reload, log_format, log_level)
     # Also where nobody will use it: no child, and no handler, may speak to systemd in our name.
     notifier = Notifier.from_environment()

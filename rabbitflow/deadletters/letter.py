@@ -28,6 +28,7 @@ from rabbitflow.topology import (
     REASON,
     REPLAYS,
     SENDER_SELECTED_HEADERS,
+    SIGNED_BY,
     TRACEBACK,
     VERSION,
     Names,
@@ -108,6 +109,11 @@ class Letter:
             version=_text(headers.get(VERSION)),
             times_held=_count(headers.get(DELIVERY_COUNT)),
         )
+
+    @property
+    def signed_by(self) -> str | None:
+        """The key that it says it is signed with; nobody has verified it."""
+        return _text((self.properties.headers or {}).get(SIGNED_BY))
 
     def replayed(self) -> Basic.Properties:
         """Return its properties for the consumer's queue: as a first attempt, its id kept, its

@@ -18,7 +18,8 @@ from rabbitflow.errors import ConfigurationError, EventError, Unroutable
 from rabbitflow.event import Event, EventDecoder, id_of
 from rabbitflow.rate import Pacer, Rate
 from rabbitflow.settings import Settings
-from rabbitflow.topology import Names
+from rabbitflow.signing import Signer
+from rabbitflow.topology import SIGNATURE, SIGNED_BY, Names
 
 IN_FLIGHT = 128
 ROUND_S = 300.0
@@ -97,6 +98,9 @@ async def mend(
     """Put ``body`` in the place of the body of ``letter``: into the consumer's queue, or where
     ``is_replayed`` is False back among the dead letters.
 
+    It is signed with the key of the settings. Without one it is not signed any more, as what its
+    producer signed is another body.
+
     Raises:
         EventError: ``body`` is no event, or one of another id.
         ConfigurationError: the dead letter is not there any more, or there is no queue.
@@ -107,6 +111,13 @@ async def mend(
     queue = names.queue(consumer) if is_replayed else names.dead(consumer)
     properties = letter.replayed() if is_replayed else letter.kept()
     properties.message_type = event.type
+    headers = {**(properties.headers or {})}
+    for name in (SIGNED_BY, SIGNATURE):
+        headers.pop(name, None)
+    signer = Signer.of(settings)
+    if signer is not None:
+        headers |= signer.headers(names.exchange(event.type), letter.id, body)
+    properties.headers = headers
     async with Look(consumer, settings) as look:
         async for held in look:
             if held.letter.id != letter.id or held.letter.body != letter.body:

@@ -179,6 +179,14 @@ def _orphans(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def files(facts: Facts) -> Iterator[Finding]:
+    """Secrets that every user of this host can read."""
+    for path in facts.open_files:
+        yield _error(
+            str(path), "every user of this host may read or change it", f"chmod o-rwx {path}"
+        )
+
+
 def topology(consumer: ConsumerFacts, facts: Facts) -> Iterator[Finding]:
     """Missing or differing exchanges and queues."""
     name, module = consumer.found.name, consumer.found.module
@@ -336,12 +344,27 @@ def permissions(consumer: ConsumerFacts, facts: Facts) -> Iterator[Finding]:
         )
 
 
+def producers(consumer: ConsumerFacts, facts: Facts) -> Iterator[Finding]:
+    """Events that it handles and that no trusted key may announce."""
+    if facts.announceable is None:
+        return
+    for event_type in consumer.found.event_types:
+        if event_type not in facts.announceable:
+            yield _error(
+                consumer.found.name,
+                f"no trusted key may announce {event_type}: all of them become dead letters",
+                "add the producer's line to RABBITFLOW_TRUSTED_KEYS_FILE:"
+                f" rabbitflow keys public FILE --type {event_type}",
+            )
+
+
 _CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     modules,
     version,
     way,
     publishing,
     management,
+    files,
 )
 _CONSUMER_CHECKS: tuple[Callable[[ConsumerFacts, Facts], Iterator[Finding]], ...] = (
     topology,
@@ -351,4 +374,5 @@ _CONSUMER_CHECKS: tuple[Callable[[ConsumerFacts, Facts], Iterator[Finding]], ...
     timeouts,
     delivery_limit,
     permissions,
+    producers,
 )

@@ -29,7 +29,9 @@ from rabbitflow.doctor.facts import BrokerFacts, ConsumerFacts, Facts, Managemen
 from rabbitflow.doctor.management import ManagementUnread, management_facts
 from rabbitflow.errors import AccessRefused, BrokerError
 from rabbitflow.inspection import Difference, difference
+from rabbitflow.keyfiles import is_open_to_all
 from rabbitflow.settings import Settings
+from rabbitflow.signing import announceable, secret_files
 from rabbitflow.status import Lookout
 from rabbitflow.topology import CONSUMER_PRIORITY, DELIVERY_LIMIT, Names
 from rabbitflow.worker.discovery import Discovery, Found
@@ -42,6 +44,7 @@ async def examine(discovery: Discovery, settings: Settings) -> list[Finding]:
 
     Raises:
         BrokerError: the broker can't be reached, or refuses this user altogether.
+        ConfigurationError: the file of trusted keys can't be used.
     """
     connection = await connect(settings, "rabbitflow doctor")
     try:
@@ -71,6 +74,8 @@ async def examine(discovery: Discovery, settings: Settings) -> list[Finding]:
             namespace=settings.namespace,
             management=management,
             unread=unread,
+            open_files=tuple(filter(is_open_to_all, secret_files(settings))),
+            announceable=announceable(settings),
         )
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from rabbitflow.inspection import Difference
 from rabbitflow.status import ConsumerStatus
@@ -93,6 +94,9 @@ class Facts:
     Fields:
         management: None where its URL was not given.
         unread: why the management API could not be read, where it was given.
+        open_files: files of keys and credentials that every user of this host may read.
+        announceable: the event types that a trusted key may announce, None where some key may
+            announce all of them, or events need not be signed.
     """
 
     broker: BrokerFacts
@@ -106,3 +110,5 @@ class Facts:
     namespace: str | None
     management: ManagementFacts | None = None
     unread: str = ""
+    open_files: tuple[Path, ...] = ()
+    announceable: frozenset[str] | None = None

@@ -142,16 +142,19 @@ class Delivery(NamedTuple):
         # Ours is aware. A naive one is somebody else's, and of no known time zone.
         return otherwise if moment.tzinfo is None else moment
 
-    def event_type(self, names: Names) -> str | None:
-        """The event type it claims: by property, by exchange, by our header, last by its body."""
+    def claimed_type(self, names: Names) -> str | None:
+        """The event type it claims outside its body: by property, by exchange, by our header."""
         noted = self.headers.get(EVENT_TYPE)
         return (
             self.content.message_type
             or (names.event_type(self.exchange) if self.exchange else None)
             # A foreign publisher may have written anything there.
             or (noted if isinstance(noted, str) else None)
-            or type_of(self.body)
         )
+
+    def event_type(self, names: Names) -> str | None:
+        """The event type it claims: outside its body, else there; only then the body is parsed."""
+        return self.claimed_type(names) or type_of(self.body)
 
     def described(self, consumer: str, names: Names) -> tuple[str, dict[str, str | int | bool]]:
         """Return what a trace calls the place it came from, and what it tells of it."""

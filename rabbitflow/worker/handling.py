@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rabbitflow.consumer import Batch, Consumer, Handler
 from rabbitflow.context import Context
 from rabbitflow.errors import AlreadyHandled, EventError, RabbitflowError
-from rabbitflow.event import Event
+from rabbitflow.event import Event, type_of
 from rabbitflow.observe.logs import being_handled
 from rabbitflow.observe.metrics import (
     DEAD_LETTERED,
@@ -28,6 +28,7 @@ from rabbitflow.publisher import CONTENT_TYPE, Publisher
 from rabbitflow.retry import CRASHED, INVALID, NO_HANDLER, REJECTED, Dead, Failure, RetryIn
 from rabbitflow.settings import Settings
 from rabbitflow.signature import HandlerFunction, Signature
+from rabbitflow.signing import TrustedKeys
 from rabbitflow.topology import Names
 from rabbitflow.worker.batches import BatchDescription, Batches
 from rabbitflow.worker.clock import Clock
@@ -74,6 +75,7 @@ class Handling:
         strikes: events that killed a process they ran alone in, by id.
         clock: by which failures are dated.
         on_ended: called when an event ended; None where nobody asks.
+        trusted: whose events are handled; None for everybody's.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Handling:
         strikes: Mapping[str, Strike],
         clock: Clock,
         on_ended: OnEnded | None,
+        trusted: TrustedKeys | None = None,
     ) -> None:
         self.metrics = ConsumerMetrics()
         self.unsettled = 0
@@ -99,6 +102,7 @@ class Handling:
         self._strikes = strikes
         self._clock = clock
         self._on_ended = on_ended
+        self._trusted = trusted
         self._loop = asyncio.get_running_loop()
         self._reactions = {
             event_type: (handler, signatures[event_type], self.metrics.of(event_type))
@@ -137,13 +141,16 @@ class Handling:
     async def _handle(self, delivery: Delivery) -> bool | None:
         if self._strikes and await self._ended_by_strikes(delivery):
             return None
+        claimed = delivery.claimed_type(self._names)
         try:
-            handler, signature, metrics, event = self._read(delivery)
+            self._check(delivery, claimed)
+            claimed = claimed or type_of(delivery.body)
+            handler, signature, metrics, event = self._read(delivery, claimed)
         except EventError as error:
-            await self._dead_letter(delivery, INVALID, error, delivery.event_type(self._names))
+            await self._dead_letter(delivery, INVALID, error, claimed)
             return None
         except _NoHandler as error:
-            await self._dead_letter(delivery, NO_HANDLER, error, delivery.event_type(self._names))
+            await self._dead_letter(delivery, NO_HANDLER, error, claimed)
             return None
         if delivery.is_fresh:
             age_s = time.time() - event.timestamp.timestamp()
@@ -177,8 +184,8 @@ class Handling:
                 await self._dead_letter(delivery, reason, raised, event.type)
                 return None if reason == REJECTED else True
 
-    def _read(self, delivery: Delivery) -> tuple[*Reaction, Event[Any]]:
-        """Return the event and who handles it, from a delivery that may hold anything."""
+    def _check(self, delivery: Delivery, claimed: str | None) -> None:
+        """Refuse what need not be parsed to be refused."""
         body, content = delivery.body, delivery.content
         if len(body) > self._max_body_bytes:
             raise EventError(
@@ -190,13 +197,20 @@ class Handling:
             raise EventError(f"content type {content_type!r} is not application/json")
         if content.content_encoding not in _PLAIN_ENCODINGS:
             raise EventError(f"content encoding {content.content_encoding!r} is not known")
-        claimed = delivery.event_type(self._names)
+        if self._trusted is not None:
+            self._trusted.verify(delivery.headers, claimed, content.message_id, body)
+
+    def _read(self, delivery: Delivery, claimed: str | None) -> tuple[*Reaction, Event[Any]]:
+        """Return the event and who handles it, from a delivery whose body may hold anything."""
+        body, message_id = delivery.body, delivery.content.message_id
         reaction = self._reaction_to(claimed)
-        event = reaction[1].decode(body, content.message_id)
+        event = reaction[1].decode(body, message_id)
         if event.type != claimed:
+            if self._trusted is not None:
+                raise EventError(f"its body says {event.type}, and it is signed as {claimed}")
             # The property or the exchange says otherwise; what was announced is in the body.
             reaction = self._reaction_to(event.type)
-            event = reaction[1].decode(body, content.message_id)
+            event = reaction[1].decode(body, message_id)
         return *reaction, event
 
     def _reaction_to(self, event_type: str | None) -> Reaction:
@@ -273,7 +287,8 @@ class Handling:
         error = _Crashed(
             f"it killed the process it ran alone in {strike.count} times, last by {strike.cause}"
         )
-        await self._dead_letter(delivery, CRASHED, error, delivery.event_type(self._names))
+        # Its body may be what kills, so nobody parses it.
+        await self._dead_letter(delivery, CRASHED, error, delivery.claimed_type(self._names))
         return True
 
     async def _dead_letter(

@@ -14,6 +14,7 @@ from rabbitflow.errors import BrokerError
 from rabbitflow.publisher import Publisher
 from rabbitflow.settings import Settings
 from rabbitflow.signature import Signature
+from rabbitflow.signing import TrustedKeys
 from rabbitflow.topology import Names
 from rabbitflow.worker.clock import Clock, SteadyClock
 from rabbitflow.worker.crew import Crew
@@ -91,6 +92,7 @@ class ConsumerRuntime:
             strikes or {},
             clock,
             on_ended,
+            TrustedKeys.of(settings),
         )
         self._crew = Crew(self.handling, self._intake, note, consumer.slots)
         self._registration = Registration(

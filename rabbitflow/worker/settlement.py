@@ -78,7 +78,7 @@ class Settlement:
         headers[FIRST_FAILED_AT] = first_failed_at.isoformat()
         if delivery.origin:
             headers[EXCHANGE] = delivery.origin
-        properties = self._copied(delivery, headers)
+        properties = self._copied(delivery, headers, delivery.event_type(self._names))
         properties.expiration = str(max(1, round(min(delay_s, LONGEST_DELAY_S) * 1000)))
         queue = self._names.retry(self._consumer, bucket_s)
         await self._publish(queue, delivery.body, properties, bucket_s)
@@ -117,7 +117,7 @@ class Settlement:
             # The tail: the deepest frame and the exception's own line say what went wrong.
             text = "".join(traceback.format_exception(error))
             headers[TRACEBACK] = _clipped(text, TRACEBACK_LIMIT_BYTES, tail=True)
-        properties = self._copied(delivery, headers)
+        properties = self._copied(delivery, headers, event_type)
         await self._publish(self._names.dead(self._consumer), delivery.body, properties, None)
         delivery.ack()
         logger.error(
@@ -138,8 +138,9 @@ class Settlement:
             },
         )
 
-    def _copied(self, delivery: Delivery, headers: dict[str, Any]) -> Basic.Properties:
-        event_type = delivery.event_type(self._names)
+    def _copied(
+        self, delivery: Delivery, headers: dict[str, Any], event_type: str | None
+    ) -> Basic.Properties:
         return copied_properties(delivery.properties, headers, delivery.id, event_type)
 
     async def _publish(
