@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rabbitflow.breaker import Breaker
     from rabbitflow.consumer import Consumer
     from rabbitflow.context import Context
+    from rabbitflow.encryption import Encrypted
     from rabbitflow.errors import (
         AccessRefused,
         AlreadyHandled,
@@ -49,6 +50,7 @@ __all__ = [
     "Context",
     "DeadLetter",
     "DuplicateEvent",
+    "Encrypted",
     "Event",
     "EventError",
     "EventStore",
@@ -80,6 +82,7 @@ _PLACES = {
     "Context": "rabbitflow.context",
     "DeadLetter": "rabbitflow.errors",
     "DuplicateEvent": "rabbitflow.errors",
+    "Encrypted": "rabbitflow.encryption",
     "Event": "rabbitflow.event",
     "EventError": "rabbitflow.errors",
     "EventStore": "rabbitflow.store",

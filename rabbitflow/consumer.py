@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from rabbitflow.breaker import Breaker
+from rabbitflow.cipher import Cipher
 from rabbitflow.durations import Duration, seconds
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.event import EventType
@@ -234,8 +235,8 @@ class Consumer:
             )
         self._handlers[handler.event_type] = handler
 
-    def resolve(self) -> dict[str, Signature]:
-        """Return how to call each handler, by event type.
+    def resolve(self, cipher: Cipher | None = None) -> dict[str, Signature]:
+        """Return how to call each handler, by event type; ``cipher`` reads encrypted fields.
 
         Raises:
             ConfigurationError: there is no handler, or one whose arguments can't be filled.
@@ -252,6 +253,7 @@ class Consumer:
                     handler.function,
                     is_batch=handler.batch is not None,
                     upcasters=self._upcasters_for(handler.function),
+                    cipher=cipher,
                 )
             if signatures[handler.function].takes_session and not handler.once:
                 raise ConfigurationError(

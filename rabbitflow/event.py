@@ -22,6 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from rabbitflow.cipher import Cipher
+from rabbitflow.encryption import Opening, Sealing, holds_encrypted
 from rabbitflow.errors import EventError
 from rabbitflow.nesting import refuse_deep
 
@@ -107,11 +109,15 @@ class Event(BaseModel, Generic[DataT]):
     version: Annotated[int, Field(ge=1)] = 1
     key: ShortText | None = None
 
-    def encode(self) -> bytes:
+    def encode(self, cipher: Cipher | None = None) -> bytes:
         """Return the JSON body. Optional fields that are not set are left out.
+
+        Args:
+            cipher: encrypts the fields of ``data`` that are ``Encrypted``.
 
         Raises:
             EventError: ``data`` holds what JSON has no form for: a NaN, an open file, a cycle; or
+                a field to encrypt, without a cipher; or
                 what no consumer could read: over 200 levels with the event's own, a number of over
                 4,300 digits.
         """
@@ -132,14 +138,22 @@ class Event(BaseModel, Generic[DataT]):
             envelope["version"] = self.version
         if self.key is not None:
             envelope["key"] = self.key
-        return to_body(envelope, self.type)
+        return to_body(envelope, self.type, None if cipher is None else Sealing(cipher, self.id))
 
 
 class EventDecoder(Generic[DataT]):
-    """Reads bodies into ``Event[data_type]``: one validation, from bytes to the typed event."""
+    """Reads bodies into ``Event[data_type]``: one validation, from bytes to the typed event.
 
-    def __init__(self, data_type: Any = Any) -> None:
-        self._validate = TypeAdapter(Event[data_type]).validator.validate_json
+    Args:
+        data_type: of the event's data.
+        cipher: reads fields that are ``Encrypted``; without one they are refused.
+    """
+
+    def __init__(self, data_type: Any = Any, cipher: Cipher | None = None) -> None:
+        adapter = TypeAdapter(Event[data_type])
+        self._validate = adapter.validator.validate_json
+        self._has_encrypted = holds_encrypted(adapter.core_schema)
+        self._cipher = cipher
 
     def __call__(self, body: bytes, message_id: str | None = None) -> Event[DataT]:
         """Return the event in ``body``.
@@ -154,7 +168,12 @@ class EventDecoder(Generic[DataT]):
         try:
             refuse_deep(body)
             _refuse_constants(body)
-            event: Event[DataT] = self._validate(body)
+            event: Event[DataT]
+            if self._has_encrypted:
+                event_id = _named_in(body, "id") or message_id or derived_id(body)
+                event = self._validate(body, context=Opening(self._cipher, event_id))
+            else:
+                event = self._validate(body)
         except ValidationError as error:
             raise EventError(readable(error)) from error
         except (ValueError, RecursionError) as error:
@@ -167,14 +186,14 @@ class EventDecoder(Generic[DataT]):
         return event
 
 
-def to_body(value: object, event_type: str) -> bytes:
-    """Return ``value`` as JSON that every consumer can read.
+def to_body(value: object, event_type: str, sealing: Sealing | None = None) -> bytes:
+    """Return ``value`` as JSON that every consumer can read, and what is ``Encrypted`` sealed.
 
     Raises:
         EventError: it holds what JSON has no form for, or what no consumer could read.
     """
     try:
-        body = to_json(value, inf_nan_mode="constants")
+        body = to_json(value, inf_nan_mode="constants", context=sealing)
         _refuse_constants(body)
         _refuse_unreadable(body)
     except (PydanticSerializationError, ValueError, RecursionError) as error:

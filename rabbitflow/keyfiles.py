@@ -87,6 +87,14 @@ def read_keys(path: Path, kind: str) -> list[Key]:
     return list(keys.values())
 
 
+def read_key(path: Path, kind: str) -> Key:
+    """Return the only key in a file; errors as :func:`read_keys`."""
+    key, *others = read_keys(path, kind)
+    if others:
+        raise ConfigurationError(f"{path} holds several keys, and one is used")
+    return key
+
+
 def write_keys(path: Path, keys: Iterable[Key], *, replace: bool = False) -> None:
     """Write a file that its owner alone may read. It appears whole or not at all.
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from rabbitflow import fastpath
 from rabbitflow.broker import ConfirmedChannel, ConnectionLost, NotFound
+from rabbitflow.cipher import Cipher
 from rabbitflow.declaration import declare
 from rabbitflow.errors import BrokerUnavailable, EventError, PublishTimeout, Unroutable
 from rabbitflow.event import Event, readable
@@ -57,6 +58,8 @@ class Publisher:
         source: who announces, for events that do not say it themselves.
         settings: all settings at once, instead of those of the environment.
         signer: signs each event; that of ``RABBITFLOW_SIGNING_KEY_FILE`` where it is not given.
+        cipher: encrypts fields that are ``Encrypted``; that of ``RABBITFLOW_ENCRYPTION_KEYS_FILE``
+            where it is not given.
 
     Attributes:
         metrics: what it announced; show it with
@@ -70,6 +73,7 @@ class Publisher:
         source: str | None = None,
         settings: Settings | None = None,
         signer: Signer | None = None,
+        cipher: Cipher | None = None,
     ) -> None:
         if settings is None:
             settings = load_settings(url=url)
@@ -80,6 +84,7 @@ class Publisher:
         self._names = Names(settings.namespace)
         self._source = source
         self._signer = signer or Signer.of(settings)
+        self._cipher = cipher or Cipher.at(settings.encryption_keys_file)
         self._channel = ConfirmedChannel(settings, f"rabbitflow publisher {source or os.getpid()}")
         self._declared: dict[str, asyncio.Task[None]] = {}
         self._has_begun = False
@@ -252,7 +257,7 @@ class Publisher:
             raise EventError(readable(error)) from error
 
     def _encoded(self, event: Event[Any]) -> bytes:
-        body = event.encode()
+        body = event.encode(self._cipher)
         if len(body) > self._settings.max_body_bytes:
             raise EventError(
                 f"{event.type} is {len(body)} bytes as JSON, and the limit is"

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
             is signed where it is not given.
         trusted_keys_file: a file with the public keys of producers; a worker that is given it
             refuses events that none of them signed.
+        encryption_keys_file: a file with the keys of encrypted fields; the first encrypts.
         namespace: prefixes every name on the broker with ``<namespace>.``; none by default.
         queue_type: ``quorum`` (replicated, counts deliveries) or ``classic``.
         event_log: keep every announced event in a stream beside the consumers' queues.
@@ -79,6 +80,7 @@ class Settings(BaseSettings):
     tls_key: Path | None = None
     signing_key_file: Path | None = None
     trusted_keys_file: Path | None = None
+    encryption_keys_file: Path | None = None
     namespace: Annotated[str, Field(pattern=NAMESPACE_PATTERN)] | None = None
     queue_type: Literal["quorum", "classic"] = "quorum"
     event_log: bool = True

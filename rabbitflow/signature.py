@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError
 
+from rabbitflow.cipher import Cipher
 from rabbitflow.context import Context
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.event import Event, EventDecoder
@@ -65,10 +66,15 @@ def is_coroutine_function(function: HandlerFunction) -> bool:
 
 
 def resolve(
-    function: HandlerFunction, *, is_batch: bool = False, upcasters: Upcasters | None = None
+    function: HandlerFunction,
+    *,
+    is_batch: bool = False,
+    upcasters: Upcasters | None = None,
+    cipher: Cipher | None = None,
 ) -> Signature:
     """Return how to call ``function``; for a batch, its arguments are lists, and so is what
-    ``call`` is given. With ``upcasters`` it receives old events as new ones.
+    ``call`` is given. With ``upcasters`` it receives old events as new ones, with ``cipher`` what
+    its types name as ``Encrypted``.
 
     Raises:
         ConfigurationError: an argument can't be filled, or its type can't be validated; the text
@@ -106,7 +112,9 @@ def resolve(
     try:
         wanted = asked[0] if asked else Any
         decode: EventDecoder[Any] = (
-            UpcastingDecoder(upcasters, wanted) if upcasters else EventDecoder(wanted)
+            UpcastingDecoder(upcasters, wanted, cipher)
+            if upcasters
+            else EventDecoder(wanted, cipher)
         )
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
         reason = str(error).splitlines()[0]

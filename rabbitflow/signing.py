@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rabbitflow.errors import ConfigurationError, EventError
-from rabbitflow.keyfiles import KEY_BYTES, NAME, PRIVATE, PUBLIC, Key, checked_name, read_keys
+from rabbitflow.keyfiles import (
+    KEY_BYTES,
+    NAME,
+    PRIVATE,
+    PUBLIC,
+    Key,
+    checked_name,
+    read_key,
+    read_keys,
+)
 from rabbitflow.settings import Settings
 from rabbitflow.topology import SIGNATURE, SIGNED_BY, Names
 
@@ -48,7 +57,7 @@ class Signer:
             ConfigurationError: it can't be read or holds no such key, or the extra ``crypto`` is
                 not installed.
         """
-        key = _only_key(path)
+        key = read_key(path, PRIVATE)
         return cls(key.name, key.material)
 
     @classmethod
@@ -137,44 +146,6 @@ class TrustedKeys:
                 f"the signature with key {name} does not fit: body, id, type or namespace are not"
                 " what was signed"
             )
-
-
-def check_key_files(settings: Settings) -> None:
-    """Look whether the files of keys that the settings name can be used, without the library that
-    works with them.
-
-    Raises:
-        ConfigurationError: one can't be read, or holds something else.
-    """
-    if settings.signing_key_file is not None:
-        _only_key(settings.signing_key_file)
-    if settings.trusted_keys_file is not None:
-        read_keys(settings.trusted_keys_file, PUBLIC)
-
-
-def secret_files(settings: Settings) -> list[Path]:
-    """Return the files that the settings name and that hold a secret."""
-    named = (settings.signing_key_file, settings.tls_key, settings.url_file)
-    return [path for path in (*named, settings.database_url_file) if path is not None]
-
-
-def announceable(settings: Settings) -> frozenset[str] | None:
-    """Return what the trusted keys may announce together; None where that is everything.
-
-    Raises:
-        ConfigurationError: their file can't be used.
-    """
-    if settings.trusted_keys_file is None:
-        return None
-    limits = [key.event_types for key in read_keys(settings.trusted_keys_file, PUBLIC)]
-    return frozenset().union(*limits) if all(limits) else None
-
-
-def _only_key(path: Path) -> Key:
-    key, *others = read_keys(path, PRIVATE)
-    if others:
-        raise ConfigurationError(f"{path} holds several keys, and events are signed with one")
-    return key
 
 
 def _signed(name: str, exchange: str, event_id: str, body: bytes) -> bytes:

@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError as FutureCancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from rabbitflow.cipher import Cipher
 from rabbitflow.errors import PublishTimeout
 from rabbitflow.event import Event
 from rabbitflow.observe.metrics import PublishMetrics
@@ -37,12 +38,15 @@ class SyncPublisher:
         source: str | None = None,
         settings: Settings | None = None,
         signer: Signer | None = None,
+        cipher: Cipher | None = None,
     ) -> None:
 
         self.metrics = PublishMetrics()
 
         def make() -> Publisher:
-            publisher = Publisher(url, source=source, settings=settings, signer=signer)
+            publisher = Publisher(
+                url, source=source, settings=settings, signer=signer, cipher=cipher
+            )
             publisher.metrics = self.metrics
             return publisher
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import from_json, to_json
 
+from rabbitflow.cipher import Cipher
 from rabbitflow.errors import ConfigurationError, EventError
 from rabbitflow.event import Event, EventDecoder, derived_id
 from rabbitflow.nesting import refuse_deep
@@ -104,8 +105,10 @@ class Upcasters:
 class UpcastingDecoder(EventDecoder[Any]):
     """An ``EventDecoder`` for event types that have old versions."""
 
-    def __init__(self, upcasters: Upcasters, data_type: Any = Any) -> None:
-        super().__init__(data_type)
+    def __init__(
+        self, upcasters: Upcasters, data_type: Any = Any, cipher: Cipher | None = None
+    ) -> None:
+        super().__init__(data_type, cipher)
         self._upcasters = upcasters
 
     def __call__(self, body: bytes, message_id: str | None = None) -> Event[Any]:

@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "keys": Named(
         "rabbitflow.cli.keys:keys",
-        "Make the keys that events are signed and verified with.",
+        "Make the keys that events are signed and their fields encrypted with.",
     ),
     "log": Named(
         "rabbitflow.cli.log:log",

@@ -16,9 +16,9 @@ from rabbitflow.cli.options import (
     service_options,
     settings_from,
 )
+from rabbitflow.keyring import check_key_files
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.settings import Settings
-from rabbitflow.signing import check_key_files
 from rabbitflow.topology import Names
 from rabbitflow.worker.discovery import Discovery
 from rabbitflow.worker.notify import Notifier

@@ -30,8 +30,8 @@ from rabbitflow.doctor.management import ManagementUnread, management_facts
 from rabbitflow.errors import AccessRefused, BrokerError
 from rabbitflow.inspection import Difference, difference
 from rabbitflow.keyfiles import is_open_to_all
+from rabbitflow.keyring import announceable, secret_files
 from rabbitflow.settings import Settings
-from rabbitflow.signing import announceable, secret_files
 from rabbitflow.status import Lookout
 from rabbitflow.topology import CONSUMER_PRIORITY, DELIVERY_LIMIT, Names
 from rabbitflow.worker.discovery import Discovery, Found

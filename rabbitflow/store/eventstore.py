@@ -16,6 +16,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from rabbitflow.cipher import Cipher
+from rabbitflow.encryption import opened
 from rabbitflow.errors import ConcurrencyError, ConfigurationError, DuplicateEvent, EventError
 from rabbitflow.event import Event
 from rabbitflow.settings import load_settings
@@ -45,6 +47,8 @@ class EventStore:
         url: ``sqlite:///file.db`` or ``postgresql://user:password@host/name``; the setting
             ``RABBITFLOW_DATABASE_URL`` where it is not given.
         upcasters: what turns old versions of events into new ones as they are read.
+        cipher: encrypts fields that are ``Encrypted`` and opens them as they are read; those of a
+            key that it does not have stay as they are.
         snapshot_every: keep a snapshot of a rebuilt state (a pydantic model or a dataclass) once
             so many events were folded for it; 0 for never.
         create: make or update the tables where needed; without it a store that is not there, or
@@ -56,6 +60,7 @@ class EventStore:
         url: str | None = None,
         *,
         upcasters: Upcasters | None = None,
+        cipher: Cipher | None = None,
         snapshot_every: int = 100,
         create: bool = True,
     ) -> None:
@@ -63,6 +68,7 @@ class EventStore:
             load_settings().database_url.get_secret_value() if url is None else url
         )
         self.upcasters = upcasters
+        self._cipher = cipher
         self.snapshot_every = snapshot_every
         self._create = create
         self._resources = AsyncExitStack()
@@ -147,7 +153,7 @@ class EventStore:
             EventError: an event can't be written, or the stream's name does not fit.
             StoreUnavailable, StoreError: the database; nothing or all of it was stored.
         """
-        prepared = _prepare(stream, events, expected_version)
+        prepared = _prepare(stream, events, expected_version, self._cipher)
         try:
             return await self.journal.append(prepared)
         except (ConcurrencyError, DuplicateEvent):
@@ -357,14 +363,31 @@ class EventStore:
 
     def _recorded(self, rows: list[Any]) -> list[Recorded]:
         page = [read(row) for row in rows]
-        if self.upcasters is None:
+        reading = self.reading
+        if reading is None:
             return page
-        upcast = self.upcasters.apply
-        return [recorded._replace(event=upcast(recorded.event)) for recorded in page]
+        return [recorded._replace(event=reading(recorded.event)) for recorded in page]
+
+    @property
+    def reading(self) -> Callable[[Event[Any]], Event[Any]] | None:
+        """What makes an event that was kept one of today, with its encrypted fields opened; None
+        where nothing needs to be done. It raises EventError."""
+        return None if self.upcasters is None and self._cipher is None else self._read
+
+    def _read(self, event: Event[Any]) -> Event[Any]:
+        if self.upcasters is not None:
+            event = self.upcasters.apply(event)
+        if self._cipher is not None:
+            data = opened(event.data, self._cipher, event.id)
+            event = event.model_copy(update={"data": data})
+        return event
 
 
 def _prepare(
-    stream: str, events: Event[Any] | Sequence[Event[Any]], expected_version: int | None
+    stream: str,
+    events: Event[Any] | Sequence[Event[Any]],
+    expected_version: int | None,
+    cipher: Cipher | None,
 ) -> Append:
     checked_stream(stream)
     several = [events] if isinstance(events, Event) else list(events)
@@ -373,5 +396,5 @@ def _prepare(
     if expected_version is not None and expected_version < 0:
         raise EventError(f"a stream's version is 0 or more, not {expected_version}")
     now = time.time_ns() // 1000
-    written = [write(event, now) for event in several]
+    written = [write(event, now, cipher) for event in several]
     return Append(stream, expected_version, written, [digest(stream, each) for each in written])

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningInsert
 
+from rabbitflow.cipher import Cipher
 from rabbitflow.context import Announcer, Context
 from rabbitflow.errors import AlreadyHandled, EventError, StoreError
 from rabbitflow.event import Event, readable
@@ -38,9 +39,10 @@ class _FollowUps:
     """Stands in for the publisher while a handler runs: what it announces is committed with its
     work, and announced afterwards."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, cipher: Cipher | None) -> None:
         self.events: list[Event[Any]] = []
         self._source = source
+        self._cipher = cipher
 
     async def publish(self, event: str | Event[Any], data: Any = None, **fields: Any) -> Event[Any]:
         if isinstance(event, str):
@@ -49,13 +51,15 @@ class _FollowUps:
                 event = Event[Any](type=event, data=data, **fields)
             except ValidationError as error:
                 raise EventError(readable(error)) from error
-        event.encode()  # what can't be written is the handler's error, while it can still fail
+        event.encode(
+            self._cipher
+        )  # what can't be written is the handler's error, while it can still fail
         self.events.append(event)
         return event
 
     def written(self) -> str | None:
         """The events as JSON; None where there are none."""
-        bodies = [event.encode().decode() for event in self.events]
+        bodies = [event.encode(self._cipher).decode() for event in self.events]
         return json.dumps(bodies) if bodies else None
 
 
@@ -83,6 +87,7 @@ class DatabaseInbox:
         self._announcer = announcer
         self._keep_s = settings.inbox_keep_days * 86_400
         self._concurrency = concurrency
+        self._cipher = Cipher.at(settings.encryption_keys_file)
         self._async: AsyncEngine | None = None
         self._sync: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -133,7 +138,7 @@ class DatabaseInbox:
 
     async def _run(self, signature: Signature, event: Event[Any], context: Context) -> None:
         assert self._async is not None
-        follow_ups = _FollowUps(context.consumer)
+        follow_ups = _FollowUps(context.consumer, self._cipher)
         async with AsyncSession(self._async, expire_on_commit=False) as session:
             with store_failures(self._database.shown):
                 is_new = (await session.execute(self._first(event, context))).first() is not None
@@ -149,7 +154,7 @@ class DatabaseInbox:
     def _run_in_thread(self, signature: Signature, event: Event[Any], context: Context) -> None:
         assert self._sync is not None
         assert self._loop is not None
-        follow_ups = _FollowUps(context.consumer)
+        follow_ups = _FollowUps(context.consumer, self._cipher)
         with Session(self._sync, expire_on_commit=False) as session:
             with store_failures(self._database.shown):
                 is_new = session.execute(self._first(event, context)).first() is not None

@@ -28,6 +28,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
+from rabbitflow.cipher import Cipher
 from rabbitflow.errors import EventError
 from rabbitflow.event import Event, readable
 
@@ -64,6 +65,8 @@ async def add(
     session: AsyncSession | AsyncConnection,
     event: str | Event[Any],
     data: Any = None,
+    *,
+    cipher: Cipher | None = None,
     **fields: Any,
 ) -> Event[Any]:
     """Write an event into the transaction of ``session``, and return it.
@@ -75,6 +78,7 @@ async def add(
         session: yours, on the database that the relay looks at.
         event: the event type, with ``data``; or a whole :class:`Event`.
         data: as for :meth:`rabbitflow.Publisher.publish`.
+        cipher: encrypts fields that are ``Encrypted``, before they are in the database.
         **fields: further fields of the event, such as ``key``: events of one key stay in order.
 
     Raises:
@@ -82,16 +86,21 @@ async def add(
         sqlalchemy.exc.DBAPIError: what your database says.
     """
     written = _event(event, data, fields)
-    await session.execute(_row(written))
+    await session.execute(_row(written, cipher))
     return written
 
 
 def add_sync(
-    session: Session | Connection, event: str | Event[Any], data: Any = None, **fields: Any
+    session: Session | Connection,
+    event: str | Event[Any],
+    data: Any = None,
+    *,
+    cipher: Cipher | None = None,
+    **fields: Any,
 ) -> Event[Any]:
     """:func:`add` for code without an event loop."""
     written = _event(event, data, fields)
-    session.execute(_row(written))
+    session.execute(_row(written, cipher))
     return written
 
 
@@ -106,10 +115,10 @@ def _event(event: str | Event[Any], data: Any, fields: dict[str, Any]) -> Event[
         raise EventError(readable(error)) from error
 
 
-def _row(event: Event[Any]) -> Insert:
+def _row(event: Event[Any], cipher: Cipher | None) -> Insert:
     return insert(OUTBOX).values(
         id=event.id,
         lane=zlib.crc32((event.key or event.id).encode()) % LANES,
-        body=event.encode().decode(),
+        body=event.encode(cipher).decode(),
         added_at=time.time(),
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rabbitflow.event import Event
 from rabbitflow.store import snapshots
 from rabbitflow.store.fold import Fold, fold_of, initial_of
 from rabbitflow.store.journal import Journal
@@ -38,6 +39,8 @@ class Source(Protocol):
     def engine(self) -> AsyncEngine: ...
     @property
     def journal(self) -> Journal: ...
+    @property
+    def reading(self) -> Callable[[Event[Any]], Event[Any]] | None: ...
     def rows(self, selection: Selection) -> AsyncIterator[list[Any]]: ...
 
 
@@ -59,11 +62,11 @@ async def rebuild(
         begin = await snapshots.load(store.journal, stream, kind, to_version, until) or begin
     function: Fold[Any] = fold_of(fold) if isinstance(fold, type) else fold
     state, version, hash_, latest = begin.state, begin.version, begin.hash, begin.latest
-    has_all, folded, upcasters = True, 0, store.upcasters
+    has_all, folded, reading = True, 0, store.reading
     async for rows in store.rows(Selection(stream, version + 1, to_version, until)):
         for row in rows:
             event = event_of(row)
-            state = function(state, event if upcasters is None else upcasters.apply(event))
+            state = function(state, event if reading is None else reading(event))
         latest = max(latest, *(row[6] for row in rows))
         folded += len(rows)
         version, hash_ = rows[-1][2], rows[-1][13]

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import ValidationError, from_json
 
+from rabbitflow.cipher import Cipher
+from rabbitflow.encryption import Sealing
 from rabbitflow.errors import EventError, StoreError
 from rabbitflow.event import Event, readable, to_body
 
@@ -104,19 +106,20 @@ def checked_stream(stream: str) -> str:
     return stream
 
 
-def write(event: Event[Any], recorded_at: int) -> Written:
-    """Return ``event`` as it is appended.
+def write(event: Event[Any], recorded_at: int, cipher: Cipher | None = None) -> Written:
+    """Return ``event`` as it is appended, what is ``Encrypted`` sealed by ``cipher``.
 
     Raises:
         EventError: its data can't be written as JSON.
     """
+    sealing = None if cipher is None else Sealing(cipher, event.id)
     return Written(
         event.id,
         event.type,
         event.version,
         (event.timestamp - EPOCH) // _MICROSECOND,
         recorded_at,
-        to_body(event.data, event.type).decode(),
+        to_body(event.data, event.type, sealing).decode(),
         event.source,
         event.correlation_id,
         event.causation_id,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rabbitflow.breaker import BreakerState
+from rabbitflow.cipher import Cipher
 from rabbitflow.consumer import Consumer
 from rabbitflow.errors import BrokerError
 from rabbitflow.publisher import Publisher
@@ -108,7 +109,7 @@ class ConsumerRuntime:
 
     def _signatures(self) -> dict[str, Signature]:
         consumer, settings = self._consumer, self._settings
-        signatures = consumer.resolve()
+        signatures = consumer.resolve(Cipher.at(settings.encryption_keys_file))
         if any(handler.once for handler in consumer.handlers.values()):
             from rabbitflow.store.inbox import DatabaseInbox  # noqa: PLC0415 - the extra store
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 from pamqp.commands import Basic
 
-from rabbitflow import Consumer, Event, Publisher, Unroutable, fastpath
+from rabbitflow import Consumer, Event, Publisher, Unroutable
 from rabbitflow.broker import ConfirmedChannel, NotFound
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names
@@ -18,14 +17,7 @@ from rabbitflow.worker.subscription import Subscription
 from tests.harness.broker import Probe
 from tests.harness.waiting import eventually
 
-
-@pytest.fixture(autouse=True, params=["fast", "public"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Which way connections of this process go."""
-    monkeypatch.setenv("RABBITFLOW_FAST", "1" if request.param == "fast" else "0")
-    fastpath.is_on.cache_clear()
-    yield request.param
-    fastpath.is_on.cache_clear()
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def properties(message_id: str) -> Basic.Properties:

@@ -1,4 +1,4 @@
-"""A full run with a password that nobody would guess: it is nowhere to be seen afterwards."""
+"""A full run with secrets that nobody would guess: they are nowhere to be seen afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ import pytest
 from pydantic import SecretStr
 from yarl import URL
 
+from rabbitflow import Encrypted, Publisher
+from rabbitflow.cipher import Cipher
+from rabbitflow.keyfiles import PRIVATE, SECRET, Key, write_keys
 from rabbitflow.settings import Settings
+from rabbitflow.signing import Signer
 from tests.harness.broker import Probe
 from tests.harness.command import Command
 from tests.harness.node import Broker, free_port
@@ -24,15 +28,23 @@ from tests.harness.workers import Worker
 pytestmark = pytest.mark.only_on("rabbitmq", reason="the embedded broker has no users to add")
 
 PAYMENT = """
+from pydantic import BaseModel
+
+class Order(BaseModel):
+    orderId: str
+    card: Encrypted[str] | None = None
+
 payment = Consumer("payment", retry=Retry.fixed(attempts=2, wait=1))
 
 @payment.on("ORDER_PLACED")
-async def charge(event: Event, ctx: Context) -> None:
-    if event.data["orderId"] == "crash" and not Path("crashed").exists():
+async def charge(event: Event[Order], ctx: Context) -> None:
+    ctx.log.info("charging %s", event)
+    if event.data.orderId == "crash" and not Path("crashed").exists():
         Path("crashed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    if event.data["orderId"] == "fail":
-        raise ConnectionError("the bank is away")
+    if event.data.orderId == "fail":
+        raise ConnectionError(f"the bank is away for {event.data!r}")
+    assert event.data.orderId != "good" or len(event.data.card.get_secret_value()) > 20
     ledger.write("payment", event.id)
 """
 
@@ -53,13 +65,10 @@ def secretive(rabbitmq: Broker, settings: Settings) -> Iterator[tuple[Settings, 
 
 
 class Watch:
-    """Looks for a secret, as written and as a URL has it, wherever others can look.
+    """Looks for secrets, wherever others can look."""
 
-    The part before the characters that are escaped is in both forms.
-    """
-
-    def __init__(self, password: str) -> None:
-        self._needle = password.rpartition("-")[0].encode()
+    def __init__(self, *secrets: str) -> None:
+        self._needles = [secret.encode() for secret in secrets]
         self.found: list[str] = []
         self.looked_at: dict[str, int] = {}
 
@@ -67,8 +76,7 @@ class Watch:
         """Remember where it is."""
         content = said.encode() if isinstance(said, str) else said
         self.looked_at[place] = self.looked_at.get(place, 0) + len(content)
-        if self._needle in content:
-            self.found.append(place)
+        self.found += [place for needle in self._needles if needle in content]
 
     def arguments(self) -> None:
         """Look at the arguments of every process here, as ps shows them."""
@@ -88,13 +96,32 @@ def answer(port: int, path: str) -> bytes:
         return said.read()
 
 
-async def test_the_password_is_in_no_log_argument_metric_error_or_state_of_a_full_run(
+async def test_no_secret_is_in_a_log_argument_metric_error_or_state_of_a_full_run(
     secretive: tuple[Settings, str], probe: Probe, tmp_path: Path
 ) -> None:
+    """A broker's password, the key that signs, the key that encrypts, and a value it encrypted."""
     settings, password = secretive
-    watch = Watch(password)
+    signing, encryption = (Key(kind, kind, secrets.token_bytes(32)) for kind in (PRIVATE, SECRET))
+    card = f"4111-{secrets.token_hex(12)}"
+    signing_file, trusted_file, encryption_file = (
+        tmp_path / name for name in ("signing", "trusted", "encryption")
+    )
+    signer = Signer(signing.name, signing.material)
+    write_keys(signing_file, [signing])
+    write_keys(trusted_file, [signer.public()])
+    write_keys(encryption_file, [encryption])
+    keys = {
+        "RABBITFLOW_SIGNING_KEY_FILE": str(signing_file),
+        "RABBITFLOW_TRUSTED_KEYS_FILE": str(trusted_file),
+        "RABBITFLOW_ENCRYPTION_KEYS_FILE": str(encryption_file),
+    }
+    written = [key.line().split()[2] for key in (signing, encryption)]
+    # The part of the password before what a URL escapes is the same in both forms.
+    watch = Watch(password.rpartition("-")[0], card, *(text.rstrip("=") for text in written))
     port = free_port()
-    rabbitflow = Command(settings, tmp_path, TEST_LEDGER=str(tmp_path / "ledger.db"))
+    rabbitflow = Command(settings, tmp_path, TEST_LEDGER=str(tmp_path / "ledger.db"), **keys)
+    producer = settings.model_copy(update={"signing_key_file": signing_file})
+    publisher = Publisher(settings=producer, cipher=Cipher([encryption]))
 
     def run(*arguments: str, code: int = 0, **env: str) -> str:
         process = rabbitflow(*arguments, **env)
@@ -104,15 +131,24 @@ async def test_the_password_is_in_no_log_argument_metric_error_or_state_of_a_ful
 
     with Worker(settings, tmp_path) as worker:
         worker.module("payment", PAYMENT).start(
-            "--log-level", "DEBUG", RABBITFLOW_METRICS_PORT=str(port), PYTHONASYNCIODEBUG="1"
+            "--log-level",
+            "DEBUG",
+            RABBITFLOW_METRICS_PORT=str(port),
+            PYTHONASYNCIODEBUG="1",
+            **keys,
         )
         await worker.ready("payment")
         watch.arguments()
         done = set()
         for order in ("good", "fail", "crash"):
-            announced = run("publish", "ORDER_PLACED", "--data", f'{{"orderId": "{order}"}}')
+            event = await publisher.publish(
+                "ORDER_PLACED", {"orderId": order, "card": Encrypted(card)}
+            )
+            watch.look("event", repr(event))
             if order != "fail":
-                done.add(announced.strip())
+                done.add(event.id)
+        await publisher.close()
+        done.add(run("publish", "ORDER_PLACED", "--data", '{"orderId": "plain"}').strip())
         await eventually(lambda: probe.depth(probe.names.dead("payment")) == 1, within_s=30)
         await eventually(lambda: set(worker.ledger.ids("payment")) == done, within_s=30)
         watch.arguments()
@@ -133,6 +169,15 @@ async def test_the_password_is_in_no_log_argument_metric_error_or_state_of_a_ful
             settings.broker_url.replace("%2F", "/").replace("%3F", "?"): 78,
         }.items():
             run("publish", "ORDER_PLACED", "--data", "{}", code=code, RABBITFLOW_URL=mistake)
+        # Keys in the place of other keys, and one that ends too early.
+        garbled = tmp_path / "garbled"
+        garbled.write_text(signing.line()[:-6])
+        for setting, file in {
+            "RABBITFLOW_SIGNING_KEY_FILE": encryption_file,
+            "RABBITFLOW_TRUSTED_KEYS_FILE": signing_file,
+            "RABBITFLOW_ENCRYPTION_KEYS_FILE": garbled,
+        }.items():
+            run("worker", "services", code=78, **{setting: str(file)})
         descendants = [psutil.Process(worker.pid), *worker.children()]
         assert len(descendants) >= 2
         worker.signal()
@@ -144,4 +189,5 @@ async def test_the_password_is_in_no_log_argument_metric_error_or_state_of_a_ful
     assert all(watch.looked_at[place] for place in ("arguments", "metrics", "worker's log"))
     # The search itself works: the environment, which its own user may read, does hold it.
     watch.look("environment", "\n".join(rabbitflow.environment.values()))
-    assert watch.found == ["environment"]
+    watch.look("files", signing_file.read_text() + encryption_file.read_text() + card)
+    assert watch.found == ["environment", "files", "files", "files"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pika
 import pytest
 from click.testing import CliRunner
 
-from rabbitflow import Consumer, Context, Event, Publisher, Retry, SyncPublisher, fastpath
+from rabbitflow import Consumer, Context, Event, Publisher, Retry, SyncPublisher
 from rabbitflow.cli import main
 from rabbitflow.deadletters import moves
 from rabbitflow.deadletters.letter import Letter
@@ -32,15 +31,6 @@ from tests.harness.broker import Message, Probe
 from tests.harness.waiting import eventually
 
 CHECKOUT, STRANGER, RIDES = (Signer(name, name.encode().ljust(32)) for name in ("co", "st", "ri"))
-
-
-@pytest.fixture(params=["fast", "public"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Which way connections of this process go."""
-    monkeypatch.setenv("RABBITFLOW_FAST", "1" if request.param == "fast" else "0")
-    fastpath.is_on.cache_clear()
-    yield request.param
-    fastpath.is_on.cache_clear()
 
 
 @dataclass(frozen=True)

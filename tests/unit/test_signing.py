@@ -19,14 +19,9 @@ from rabbitflow.cli import main
 from rabbitflow.doctor.checks import Severity, findings
 from rabbitflow.doctor.facts import Facts
 from rabbitflow.keyfiles import PRIVATE, PUBLIC, Key, is_open_to_all, read_keys, write_keys
+from rabbitflow.keyring import announceable, check_key_files, secret_files
 from rabbitflow.settings import Settings
-from rabbitflow.signing import (
-    Signer,
-    TrustedKeys,
-    announceable,
-    check_key_files,
-    secret_files,
-)
+from rabbitflow.signing import Signer, TrustedKeys
 from rabbitflow.topology import SIGNATURE, SIGNED_BY, Names
 from tests.unit.test_doctor import FACTS
 
@@ -186,7 +181,7 @@ GOOD = Key("checkout-1", PRIVATE, SECRET).line()
         ("", "there is no key in"),
         ("# only a comment\n", "there is no key in"),
         (f"{GOOD}\n{GOOD}", "line 2: a second key named checkout-1"),
-        (f"{GOOD}\n{GOOD.replace('-1', '-2')}", "holds several keys"),
+        (f"{GOOD}\n{GOOD.replace('-1', '-2')}", "holds several keys, and one is used"),
         (GOOD.replace(PRIVATE, PUBLIC), "line 1: not 'NAME ed25519-private BASE64'"),
         (GOOD[:-4], "line 1: not 'NAME"),
         (GOOD + " ORDER_PLACED", "line 1: not 'NAME"),
