@@ -194,7 +194,7 @@ def _remove(prefix: str, queues: dict[str, list[str]]) -> None:
     channel = connection.channel()
     names = {name for found in queues.values() for name in found}
     for other in (*OTHERS, "rating"):
-        names |= {f"{prefix}.{other}{end}" for end in ("", ".dead", ".paused")}
+        names |= {f"{prefix}.{other}{end}" for end in ("", ".dead", ".workers")}
         names |= {f"{prefix}.{other}.retry.{2**power}s" for power in range(17)}
     names |= {f"{prefix}.events.ORDER_PLACED.log", f"{prefix}.taskiq.delay"}
     for name in names:

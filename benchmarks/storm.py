@@ -116,7 +116,7 @@ class Storm:
         names = self.names
         queues = [names.log(ORDERS), names.log(RIDES)]
         for consumer in ("payment", "rating"):
-            queues += [names.queue(consumer), names.dead(consumer)]
+            queues += [names.queue(consumer), names.dead(consumer), names.workers(consumer)]
             queues += [names.retry(consumer, 1 << power) for power in range(17)]
         async with throwaway_channel(connection, self.settings) as channel:
             for queue in queues:

@@ -207,8 +207,10 @@ def main(
             kept["results"].append(result)
             results.write_text(json.dumps(kept, indent=1) + "\n")
     if "backlog" in only:
-        with scenarios.drained(OURS, backlog) as samples:
-            kept["backlog"] = samples
+        drained = kept["backlog"] = {}
+        for one in (OURS, C_CLIENT):
+            if one is not C_CLIENT or c_client() is not None:
+                drained[one.name] = scenarios.drained(one, backlog)
     if "crowd" in only:
         kept["crowd"] = crowd.measure(scale)
     results.write_text(json.dumps(kept, indent=1) + "\n")

@@ -85,7 +85,8 @@ def clear(namespace: str, queues: list[str], exchanges: list[str]) -> None:
     """Remove everything that a run may have left."""
     names = Names(namespace)
     for name in CONSUMERS:
-        queues += [names.queue(name), names.dead(name), f"{names.queue(name)}.delay"]
+        queues += [names.queue(name), names.dead(name), names.workers(name)]
+        queues += [f"{names.queue(name)}.delay"]
         queues += [names.retry(name, bucket_s) for bucket_s in RETRY_BUCKETS_S]
     first = names.queue(CONSUMERS[0])
     queues += [f"{first}.DQ", f"{first}.XQ", f"{first}.delay", f"{first}.dead"]

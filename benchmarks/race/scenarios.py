@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -26,6 +25,10 @@ from rabbitflow.topology import Names
 Figures = dict[str, float]
 DEADLINE_S = 40.0
 MICRO = 1e6
+
+
+C_CLIENT_PIECES = 20
+"""It counts only what it did in all, so a backlog is drained by one run of it after the other."""
 
 
 class Field:
@@ -260,17 +263,24 @@ def _cpu_s(process: psutil.Process) -> float:
     return seconds
 
 
-@contextmanager
-def drained(contestant: Contestant, count: int) -> Iterator[list[tuple[float, int]]]:
-    """Drain a long backlog; yields what had been handled after how many seconds."""
+def drained(contestant: Contestant, count: int) -> list[tuple[float, int]]:
+    """Drain a long backlog; return what had been handled after how many seconds."""
     with Field(contestant) as field:
         field.fill(count)
-        field.work()
         samples: list[tuple[float, int]] = []
+        if not contestant.module:
+            for _ in range(C_CLIENT_PIECES):
+                took = _c("consume", field.queue, count // C_CLIENT_PIECES)
+                seconds, done = samples[-1] if samples else (0.0, 0)
+                piece = count // C_CLIENT_PIECES
+                samples.append((seconds + piece / took["rate"], done + piece))
+            return samples
+        field.work()
         (first, *_) = field.handled(1)
         while not samples or samples[-1][1] < count:
             readings = meter.read(field.meters)
             done = sum(reading.count for reading in readings)
-            samples.append((time.time() - first.first_at, done))
+            if not samples or done > samples[-1][1]:  # a reading may be torn: it is never locked
+                samples.append((time.time() - first.first_at, done))
             time.sleep(0.5)
-        yield samples
+        return samples
