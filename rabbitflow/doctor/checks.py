@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rabbitflow.doctor.facts import ConsumerFacts, Facts, Probe
+from rabbitflow.doctor.facts import ConsumerFacts, Facts, ManagementFacts, Probe
 from rabbitflow.topology import CONSUMER_DELIVERY_LIMIT, DELIVERY_LIMIT, Names, Queue
 from rabbitflow.worker.suspects import CRASH_LIMIT
 
@@ -15,6 +15,9 @@ LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 # rabbitmq.com/docs/consumers#acknowledgement-timeout; AMQP does not tell what a broker has.
 DELIVERY_TIMEOUT_S = 1800.0
+
+CROWDED = 0.7
+"""Of a RabbitMQ 3.x node's file handles: it keeps a tenth back, and connections take theirs."""
 
 
 class Severity(StrEnum):
@@ -160,7 +163,21 @@ def management(facts: Facts) -> Iterator[Finding]:
         return
     for alarm in found.alarms:
         yield _error("broker", f"alarm: {alarm}; publishers stand still", "free it, or add some")
+    yield from _handles(facts, found)
     yield from _orphans(facts)
+
+
+def _handles(facts: Facts, found: ManagementFacts) -> Iterator[Finding]:
+    if facts.broker.release >= (4, 0, 0):
+        return
+    for node in found.handles:
+        if node.reserved >= CROWDED * node.limit:
+            yield _warning(
+                "broker",
+                f"{node.node} sets {node.reserved:,} of {node.limit:,} file handles aside for"
+                " quorum queues; when they are used up it lets nobody in, not even rabbitmqctl",
+                "raise its limit of open files (LimitNOFILE=65536 in its unit), or delete queues",
+            )
 
 
 def _orphans(facts: Facts) -> Iterator[Finding]:

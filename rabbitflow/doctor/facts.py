@@ -73,6 +73,15 @@ class ConsumerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class FileHandles:
+    """What RabbitMQ 3.x sets aside for quorum queues on one node, and how much it may open."""
+
+    node: str
+    reserved: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class ManagementFacts:
     """What only the management API tells.
 
@@ -80,11 +89,13 @@ class ManagementFacts:
         bindings: (exchange, queue) pairs of this namespace.
         queues: how many messages wait in each queue of this namespace.
         alarms: nodes and what they lack, such as ``rabbit@a: memory``.
+        handles: of each node, for the quorum queues of this virtual host.
     """
 
     bindings: frozenset[tuple[str, str]]
     queues: Mapping[str, int]
     alarms: tuple[str, ...] = ()
+    handles: tuple[FileHandles, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

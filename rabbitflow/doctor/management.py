@@ -7,12 +7,13 @@ import json
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 from yarl import URL
 
-from rabbitflow.doctor.facts import ManagementFacts
+from rabbitflow.doctor.facts import FileHandles, ManagementFacts
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.settings import Settings, redact
 
@@ -42,7 +43,8 @@ def _read(settings: Settings) -> ManagementFacts:
     vhost = quote(URL(settings.broker_url).path.removeprefix("/") or "/", safe="")
     prefix = f"{settings.namespace}." if settings.namespace else ""
     bindings = _get(url, f"bindings/{vhost}")
-    queues = _get(url, f"queues/{vhost}?columns=name,messages")
+    queues = _get(url, f"queues/{vhost}?columns=name,messages,type,leader,members")
+    nodes = _get(url, "nodes?columns=name,mem_alarm,disk_free_alarm,fd_total")
     return ManagementFacts(
         frozenset(
             (found["source"], found["destination"])
@@ -52,7 +54,8 @@ def _read(settings: Settings) -> ManagementFacts:
             and found["source"].startswith(prefix)
         ),
         {found["name"]: found.get("messages", 0) for found in queues},
-        tuple(_alarms(_get(url, "nodes?columns=name,mem_alarm,disk_free_alarm"))),
+        tuple(_alarms(nodes)),
+        tuple(_handles(nodes, queues)),
     )
 
 
@@ -64,6 +67,20 @@ def _alarms(nodes: list[dict[str, Any]]) -> list[str]:
         for alarm, kind in kinds.items()
         if node.get(alarm)
     ]
+
+
+def _handles(nodes: list[dict[str, Any]], queues: list[dict[str, Any]]) -> Iterator[FileHandles]:
+    """Count two for each member of a quorum queue, and its leader one more for each member: what
+    RabbitMQ 3.8 to 3.13 reserves (measured on 3.10.8: 334 queues on one node, 1,002 handles)."""
+    for node in nodes:
+        name = node["name"]
+        reserved = sum(
+            2 + (len(members) if queue.get("leader") == name else 0)
+            for queue in queues
+            if queue.get("type") == "quorum" and name in (members := queue.get("members", ()))
+        )
+        if "fd_total" in node:  # a node that is down tells nothing
+            yield FileHandles(name, reserved, node["fd_total"])
 
 
 def _get(url: URL, path: str) -> list[dict[str, Any]]:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from rabbitflow.doctor.facts import FileHandles
 from rabbitflow.doctor.management import management_facts
 from rabbitflow.settings import load_settings
 from tests.broker.test_doctor import PAYMENT, rabbitflow
 from tests.harness.broker import Probe
 from tests.harness.node import PrivateNode, free_port, server_binary
+from tests.harness.waiting import eventually
 from tests.harness.workers import Worker
 
 
@@ -34,6 +36,16 @@ async def test_bindings_and_orphans_are_read_from_the_management_api(tmp_path: P
             probe.tap("ORDER_PLACED")
             facts = await management_facts(settings)
             assert ("events.ORDER_PLACED", "payment") in facts.bindings
+
+            async def handles_told() -> tuple[FileHandles, ...]:
+                # RabbitMQ collects the figures of a node, and who leads a queue, every few seconds.
+                told = (await management_facts(settings)).handles
+                return told if told and told[0].reserved else ()
+
+            (handles,) = await eventually(handles_told, within_s=30)
+            quorum = [name for name in facts.queues if name.startswith("payment")]
+            assert handles.limit > 1000
+            assert handles.reserved == 3 * len(quorum)
             management = f"http://guest:guest@127.0.0.1:{port}"
             code, found = rabbitflow(
                 worker, "doctor", "services", RABBITFLOW_MANAGEMENT_URL=management

@@ -9,7 +9,14 @@ import pytest
 
 from rabbitflow.declaration import Mismatch
 from rabbitflow.doctor.checks import Finding, Severity, findings
-from rabbitflow.doctor.facts import BrokerFacts, ConsumerFacts, Facts, ManagementFacts, Probe
+from rabbitflow.doctor.facts import (
+    BrokerFacts,
+    ConsumerFacts,
+    Facts,
+    FileHandles,
+    ManagementFacts,
+    Probe,
+)
 from rabbitflow.inspection import Difference
 from rabbitflow.status import ConsumerStatus
 from rabbitflow.topology import Queue
@@ -180,6 +187,19 @@ def test_a_queue_that_fills_for_nobody_is_found_and_a_log_is_none() -> None:
     bound = {("events.ORDER_PLACED", "billing"), ("events.ORDER_PLACED", "events.ORDER_PLACED.log")}
     orphan = ManagementFacts(BOUND.bindings | bound, {"billing": 4000})
     the_one(findings(replace(FACTS, management=orphan)), Severity.WARNING, "4,000 messages")
+
+
+@pytest.mark.parametrize(
+    ("version", "reserved", "is_told"),
+    [("3.13.7", 800, True), ("3.13.7", 500, False), ("4.1.0", 800, False)],
+)
+def test_a_node_of_3_x_that_runs_out_of_file_handles_is_told(
+    version: str, reserved: int, is_told: bool
+) -> None:
+    crowded = replace(BOUND, handles=(FileHandles("rabbit@a", reserved, 1024),))
+    found = findings(replace(FACTS, broker=replace(BROKER, version=version), management=crowded))
+    assert [one.severity for one in found] == [Severity.WARNING] * is_told
+    assert all("800 of 1,024" in one.problem and "LimitNOFILE" in one.advice for one in found)
 
 
 def test_an_alarm_is_an_error_and_errors_come_first() -> None:
