@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
+from rabbitflow.errors import ConfigurationError
 from rabbitflow.keyfiles import PRIVATE, PUBLIC, SECRET, read_key, read_keys
 from rabbitflow.settings import Settings
 
@@ -12,7 +14,8 @@ def check_key_files(settings: Settings) -> None:
     """Look whether the files can be used, without the library that works with what is in them.
 
     Raises:
-        ConfigurationError: one can't be read, or holds something else.
+        ConfigurationError: one can't be read, or holds something else; or that library, the extra
+            ``crypto``, is not installed.
     """
     if settings.signing_key_file is not None:
         read_key(settings.signing_key_file, PRIVATE)
@@ -20,6 +23,11 @@ def check_key_files(settings: Settings) -> None:
         read_keys(settings.trusted_keys_file, PUBLIC)
     if settings.encryption_keys_file is not None:
         read_keys(settings.encryption_keys_file, SECRET)
+    named = settings.signing_key_file, settings.trusted_keys_file, settings.encryption_keys_file
+    if any(named) and find_spec("cryptography") is None:
+        raise ConfigurationError(
+            "keys need the extra crypto; install it with: pip install 'rabbitflow[crypto]'"
+        )
 
 
 def secret_files(settings: Settings) -> list[Path]:

@@ -162,7 +162,11 @@ def test_help_is_there_within_600_ms_of_work(installed: Installed, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("arguments", "extra"),
-    [(("worker", "shop", "--reload"), "reload"), (("store", "--help"), "store")],
+    [
+        (("worker", "shop", "--reload"), "reload"),
+        (("store", "--help"), "store"),
+        (("keys", "signing", "shop", "shop.key"), "crypto"),
+    ],
 )
 def test_a_missing_extra_is_one_line_that_names_it(
     installed: Installed, tmp_path: Path, arguments: tuple[str, ...], extra: str

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from pydantic import SecretStr
 from yarl import URL
 
 from rabbitflow import Encrypted, Publisher
 from rabbitflow.cipher import Cipher
+from rabbitflow.cli import main
 from rabbitflow.keyfiles import PRIVATE, SECRET, Key, write_keys
 from rabbitflow.settings import Settings
 from rabbitflow.signing import Signer
@@ -177,7 +179,9 @@ async def test_no_secret_is_in_a_log_argument_metric_error_or_state_of_a_full_ru
             "RABBITFLOW_TRUSTED_KEYS_FILE": signing_file,
             "RABBITFLOW_ENCRYPTION_KEYS_FILE": garbled,
         }.items():
-            run("worker", "services", code=78, **{setting: str(file)})
+            said = CliRunner().invoke(main, ["worker", "services"], env={setting: str(file)})
+            assert said.exit_code == 78
+            watch.look("a garbled key", said.output)
         descendants = [psutil.Process(worker.pid), *worker.children()]
         assert len(descendants) >= 2
         worker.signal()

@@ -235,14 +235,19 @@ def test_a_key_is_not_shown_with_its_material() -> None:
 
 
 def test_without_the_extra_what_needs_it_says_so_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "key").write_text(GOOD)
+    settings = Settings(signing_key_file=tmp_path / "key")
+    check_key_files(settings)
     for module in ("cryptography.hazmat.primitives.asymmetric", "cryptography"):
         monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ConfigurationError, match=r"rabbitflow\[crypto\]"):
         Signer("a", SECRET)
     with pytest.raises(ConfigurationError, match=r"rabbitflow\[crypto\]"):
         TrustedKeys([], NAMES)
+    with pytest.raises(ConfigurationError, match=r"rabbitflow\[crypto\]"):
+        check_key_files(settings)
     Publisher(settings=Settings())
 
 
