@@ -7,7 +7,7 @@ ciphertext is bound to the id of its event: in another event it opens for nobody
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, get_args
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, SchemaSerializer, core_schema, from_json, to_json
@@ -19,6 +19,9 @@ ValueT = TypeVar("ValueT")
 
 _MARK = "rabbitflow_encrypted"
 _MASKED = "**********"
+
+MASKING: Final = "masking"
+"""As pydantic's context: a value is written as asterisks, for whoever looks on."""
 
 
 class Encrypted(Generic[ValueT]):
@@ -159,6 +162,8 @@ def _write(value: Encrypted[Any], info: Any) -> str | Encrypted[Any]:
     if info.mode != "json":
         return value
     sealing = info.context
+    if sealing is MASKING:
+        return _MASKED
     if not isinstance(sealing, Sealing):
         raise ValueError(
             "a field is Encrypted, and there is no key for it here"

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rabbitflow.cipher import Cipher
 from rabbitflow.cli.options import EXIT_FAILED, errors_in_one_line, run
+from rabbitflow.encryption import MASKING
 from rabbitflow.errors import ConfigurationError, EventError
 from rabbitflow.settings import load_settings
 from rabbitflow.store import EventStore, Recorded, Verification
@@ -135,13 +137,20 @@ def export(
 
 
 @asynccontextmanager
-async def _open(database: str | None, upcasters: str | None = None) -> AsyncIterator[EventStore]:
+async def _open(
+    database: str | None, upcasters: str | None = None, *, is_folded: bool = False
+) -> AsyncIterator[EventStore]:
     """Open the store to look into it: nothing is created."""
-    url = load_settings(database_url=database).database_url.get_secret_value()
+    settings = load_settings(database_url=database)
+    url = settings.database_url.get_secret_value()
+    # Only a fold needs what is encrypted; everybody else shows it as it is kept.
+    cipher = Cipher.at(settings.encryption_keys_file) if is_folded else None
     registry = None if upcasters is None else named(upcasters)
     if registry is not None and not isinstance(registry, Upcasters):
         raise ConfigurationError(f"{upcasters} is no Upcasters")
-    async with EventStore(url, upcasters=registry, create=False, snapshot_every=0) as store:
+    async with EventStore(
+        url, upcasters=registry, cipher=cipher, create=False, snapshot_every=0
+    ) as store:
         yield store
 
 
@@ -173,11 +182,11 @@ async def _state(
         given = None if initial is None else from_json(initial)
     except ValueError as error:
         raise EventError(f"--initial is not JSON: {error}") from error
-    async with _open(database, upcasters) as store:
+    async with _open(database, upcasters, is_folded=True) as store:
         rebuilt = await store.load(stream, function, given, until=moment)
     if not rebuilt.version:
         raise EventError(f"stream {stream!r} has no events{f' up to {until}' if until else ''}")
-    shown = to_jsonable_python(rebuilt.state)
+    shown = to_jsonable_python(rebuilt.state, context=MASKING)
     if as_json:
         answer = {"stream": stream, "version": rebuilt.version, "as_of": moment, "state": shown}
         click.echo(json.dumps(to_jsonable_python(answer), indent=2, ensure_ascii=False))

@@ -131,6 +131,13 @@ def test_any_flipped_bit_is_refused(data: st.DataObject) -> None:
     assert "data.card" in refusal(body)
 
 
+@given(st.text())
+def test_whatever_anybody_writes_as_a_token_is_refused_as_a_value(text: str) -> None:
+    for token in (text, TOKEN + text, f"{TOKEN}k1.{text}"):
+        with pytest.raises(ValueError, match=r"which is not known here|it was changed"):
+            CIPHER.open(token, EVENT.id)
+
+
 def test_in_another_event_it_opens_for_nobody() -> None:
     other = Event(type="ORDER_PLACED", data={"number": 2, "card": token_of(BODY)})
     assert "encrypted for another event" in refusal(other.encode())

@@ -127,6 +127,18 @@ def test_a_refusal_names_its_reason(headers: dict[str, Any], reason: str) -> Non
     assert reason in refusal(headers)
 
 
+anything = st.none() | st.integers() | st.text() | st.binary() | st.lists(st.text())
+
+
+@given(anything, anything, st.none() | st.text(), st.none() | st.text())
+def test_whatever_anybody_writes_is_refused_as_an_event(
+    name: Any, signature: Any, event_type: str | None, event_id: str | None
+) -> None:
+    refusal({SIGNED_BY: name, SIGNATURE: signature}, event_type, event_id)
+    refusal({**HEADERS, SIGNATURE: signature}, event_type, event_id)
+    refusal({**HEADERS, SIGNATURE: f"v1={signature}"}, event_type, event_id)
+
+
 def test_what_is_signed_must_say_its_type_and_id_outside_the_body() -> None:
     assert "lacks its type or message id" in refusal(event_id=None)
     assert "lacks its type or message id" in refusal(event_type=None)
