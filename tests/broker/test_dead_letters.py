@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import tracemalloc
@@ -15,7 +16,7 @@ import pika
 import pytest
 
 from rabbitflow import Consumer, Context, Event, Publisher, Retry
-from rabbitflow.broker import close, connect
+from rabbitflow.broker import ConfirmedChannel, close, connect
 from rabbitflow.deadletters import look as looking
 from rabbitflow.deadletters import moves
 from rabbitflow.deadletters.letter import Letter, Selection
@@ -440,6 +441,27 @@ async def test_a_mended_event_takes_the_place_of_its_dead_letter(
     assert ids(messages) == orders([0, 1, 4, 3])
     assert messages[-1][2] == mended
     assert messages[-1][0][REASON] == "retries-exhausted"
+
+
+async def test_a_replay_takes_nothing_away_before_its_copy_is_confirmed(
+    settings: Settings, probe: Probe, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(probe, dead, range(3))
+    await eventually(lambda: probe.depth(dead) == 3)
+    asked = asyncio.Event()
+
+    async def never_confirm(*_: Any, **__: Any) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ConfirmedChannel, "publish", never_confirm)
+    replaying = asyncio.create_task(moves.replay("payment", settings))
+    async with asyncio.timeout(10):
+        await asked.wait()
+    replaying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await replaying
+    await eventually(lambda: probe.depth(dead) == 3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -203,14 +203,20 @@ async def test_a_handler_that_leaks_until_its_process_dies_loses_nothing(
 
 
 @pytest.mark.slow
-async def test_a_handler_that_hangs_in_its_thread_has_its_process_replaced(
-    scene: Scene, note: Note
+@pytest.mark.parametrize(
+    ("kind", "hangs", "replaced"),
+    [("async def", "await asyncio.sleep(3600)", 0), ("def", "time.sleep(3600)", 1)],
+    ids=["async", "thread"],
+)
+async def test_a_handler_that_hangs_is_ended_and_its_event_retried(
+    scene: Scene, note: Note, kind: str, hangs: str, replaced: int
 ) -> None:
-    hang = once("hung", "time.sleep(3600)")
-    await scene.begin(rating(hang, kind="def", handler_options="timeout=1"))
+    """A thread can't be ended, so the process is replaced for it."""
+    await scene.begin(rating(once("hung", hangs), kind=kind, handler_options="timeout=1"))
     account = await scene.account()
-    note("sync handler that hangs", NOTHING_LOST, account)
-    assert scene.worker.said("a handler hangs, and nothing ends it") == 1
+    note(f"{kind} handler that hangs", NOTHING_LOST, account)
+    assert account.dead == 0
+    assert scene.worker.said("rating is started again: a handler hangs") == replaced
 
 
 async def test_an_event_loop_that_is_blocked_is_noticed_and_replaced(
@@ -240,23 +246,32 @@ async def test_duplicates_are_handled_as_often_as_they_come(scene: Scene, note: 
     await eventually(lambda: set(scene.effects("payment").values()) == {5})
 
 
-@pytest.mark.slow
-async def test_clocks_that_are_an_hour_off_change_nothing(scene: Scene, note: Note) -> None:
-    hour_off = """
-    from datetime import datetime, timedelta
-    import rabbitflow.worker.handling as handling
-    class Late(datetime):
+CLOCK_IS_OFF = """
+    from datetime import timedelta
+    from rabbitflow.worker import clock
+    off, tells = timedelta(hours={hours}), time.time
+    class Off(clock.datetime):
         @classmethod
         def now(cls, tz=None):
-            return datetime.now(tz) - timedelta(hours=1)
-    handling.datetime = Late
-    """
+            return super().now(tz) + off
+    clock.datetime = Off
+    time.time = lambda: tells() + off.total_seconds()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hours", "word"), [(-1, "slow"), (1, "fast")])
+async def test_clocks_that_are_an_hour_off_change_nothing(
+    scene: Scene, note: Note, hours: int, word: str
+) -> None:
     behaviour = "if context.attempt < 3: raise ValueError('twice')"
     options = "retry=Retry.fixed(attempts=3, wait=1, max_age='5m')"
-    await scene.begin(hour_off + rating(behaviour, options=options))
+    await scene.begin(CLOCK_IS_OFF.format(hours=hours) + rating(behaviour, options=options))
     account = await scene.account()
-    note("clock of a worker an hour slow", "retries as usual", account)
+    note(f"clock of a worker an hour {word}", "retries as usual", account)
     assert account.dead == 0
+    off_s = [effect.at - time.time() for effect in scene.worker.ledger.of("rating")]
+    assert max(abs(one - hours * 3600) for one in off_s) < 600, "the clock was not off"
 
 
 @pytest.mark.slow

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +17,11 @@ from rabbitflow import ConfigurationError, Event, EventStore, StoreError, StoreU
 from rabbitflow.store import verify
 from rabbitflow.store.database import Database
 from rabbitflow.store.migration import migrations
+from tests.harness.disk import small_disk
 
 
 def event(size: int = 1) -> Event[Any]:
     return Event(type="E", data="x" * size)
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 2 MB; skips where we may not mount one."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a full disk takes the right to mount a small one")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 async def test_a_full_disk_fails_the_append_and_leaves_the_store_whole(tmp_path: Path) -> None:
