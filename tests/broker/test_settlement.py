@@ -319,7 +319,8 @@ async def cut_off(settings: Settings) -> AsyncIterator[tuple[Settings, Proxy]]:
         yield settings.model_copy(update={"url": url, "publish_timeout_s": 0.3}), proxy
 
 
-@pytest.mark.parametrize("retry", [Retry.fixed(attempts=3, wait="1s"), Retry.none()])
+# A retry that is so late that only the broker can bring the event again while the test lasts.
+@pytest.mark.parametrize("retry", [Retry.fixed(attempts=3, wait="60s"), Retry.none()])
 async def test_without_a_confirmed_copy_an_event_is_not_acked(
     cut_off: tuple[Settings, Proxy], publisher: Publisher, probe: Probe, retry: Retry
 ) -> None:
