@@ -153,10 +153,11 @@ async def throwaway_channel(connection: Connection, settings: Settings) -> Async
     try:
         yield channel
     finally:
-        await _close_channel(channel, settings)
+        await close_channel(channel, settings)
 
 
-async def _close_channel(channel: Channel, settings: Settings) -> None:
+async def close_channel(channel: Channel, settings: Settings) -> None:
+    """Close a channel; what is not settled goes back in order. Raises ConnectionLost."""
     if not channel.is_closed:
         with lost_connections():
             async with asyncio.timeout(settings.connect_timeout_s):
@@ -255,7 +256,7 @@ class ConfirmedChannel:
                 self._confirms = fastpath.confirms(connection, channel)
                 self._channel = channel
                 while len(self._retired) > KEPT_CHANNELS:
-                    await _close_channel(self._retired.popleft(), self._settings)
+                    await close_channel(self._retired.popleft(), self._settings)
             except ConnectionLost:
                 # A connection that can't open a channel is of no use, even if it looks open.
                 await close(connection)
@@ -334,8 +335,7 @@ class ConfirmedChannel:
             ) from error
 
     def _retire(self, channel: Channel | None) -> None:
-        """Use another channel from now on. What is in flight on this one is still answered, so the
-        latest few stay open."""
+        """Use another channel from now on. The latest few stay open, to be answered."""
         if channel is None or channel is not self._channel:
             return
         self._channel = None

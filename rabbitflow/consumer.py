@@ -15,6 +15,7 @@ from rabbitflow.cipher import Cipher
 from rabbitflow.durations import Duration, seconds
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.event import EventType
+from rabbitflow.ordering import LONGEST_WAIT_S, Ordering
 from rabbitflow.rate import Rate
 from rabbitflow.retry import Retry
 from rabbitflow.signature import HandlerFunction, Signature, resolve, where
@@ -76,6 +77,10 @@ class Consumer:
             ``RABBITFLOW_DATABASE_URL`` where it is not given.
         from_beginning: where the consumer is new on the broker, begin with what the event log
             keeps of its events; each comes once, also while publishers go on.
+        partitions: keep the order of events that have one key, over all its processes: into so
+            many queues the keys are spread, 1 to 256. See docs/scaling.md for what it takes.
+        ordered_by: the field of the data that holds the key, such as ``"orderId"`` or
+            ``"order.id"``; the event's own ``key`` where it is not given. Only with ``partitions``.
         publishes: the event types that its handlers announce: what ``rabbitflow topology`` lets
             its user write to, and declares. It limits nothing by itself.
 
@@ -96,6 +101,8 @@ class Consumer:
         upcasters: Upcasters | None = None,
         database: str | None = None,
         from_beginning: bool = False,
+        partitions: int | None = None,
+        ordered_by: str | None = None,
         publishes: Iterable[str] = (),
     ) -> None:
         if concurrency < 1:
@@ -112,6 +119,7 @@ class Consumer:
         self.rate = None if rate_limit is None else Rate.parse(rate_limit)
         self.database = database
         self.from_beginning = from_beginning
+        self.ordering = _ordering(name, partitions, ordered_by)
         self.publishes = tuple(
             _checked(name, one)
             for one in ([publishes] if isinstance(publishes, str) else publishes)
@@ -138,6 +146,11 @@ class Consumer:
             (handler.batch.size for handler in self._handlers.values() if handler.batch), default=1
         )
         return self.concurrency * largest
+
+    @property
+    def partitions(self) -> int:
+        """Into how many queues its events are spread; 0 where it keeps no order."""
+        return 0 if self.ordering is None else self.ordering.partitions
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -198,6 +211,11 @@ class Consumer:
         Raises:
             ConfigurationError: as :meth:`on`.
         """
+        if self.ordering is not None:
+            raise ConfigurationError(
+                f"consumer {self.name} keeps an order, in which one event of a key ends before the"
+                " next begins: that is no batch; use @on, or leave partitions out"
+            )
         if size < 1:
             raise ConfigurationError(f"consumer {self.name}: a batch holds at least 1 event")
         return self._registering(event_types, timeout, retry, Batch(size, seconds(within)))
@@ -260,6 +278,8 @@ class Consumer:
                     f"handler {where(handler.function)} of {self.name} takes a session: write"
                     f' @{self.name}.on("{handler.event_type}", once=True)'
                 )
+            if self.ordering is not None:
+                self._check_waits(handler)
         return {
             event_type: signatures[handler.function]
             for event_type, handler in self._handlers.items()
@@ -272,6 +292,16 @@ class Consumer:
             return self._upcasters
         return None
 
+    def _check_waits(self, handler: Handler) -> None:
+        """Retries of an ordered consumer are waited for while the broker waits for the ack."""
+        longest_s = sum(longest_s for _, longest_s in handler.retry.reachable_delays_s())
+        if longest_s > LONGEST_WAIT_S:
+            raise ConfigurationError(
+                f"handler {where(handler.function)} of {self.name} may wait {longest_s:g} s for"
+                f" its retries in all; an ordered consumer holds the later events of a key back"
+                f" meanwhile, for {LONGEST_WAIT_S:g} s at most: fewer attempts, or shorter waits"
+            )
+
     def longest_timeout_s(self) -> float | None:
         """Return how long a handler may run at most, in seconds; None where one has no limit."""
         limits = [handler.timeout_s for handler in self._handlers.values()]
@@ -279,7 +309,10 @@ class Consumer:
         return max(bounded, default=None) if len(bounded) == len(limits) else None
 
     def retry_buckets_s(self) -> list[int]:
-        """Return the retry buckets that the policies are seen to reach."""
+        """Return the retry buckets that the policies are seen to reach: none where events are
+        ordered, as they wait in their process."""
+        if self.ordering is not None:
+            return []
         reached = {
             bucket_s
             for policy in {handler.retry for handler in self._handlers.values()}
@@ -298,6 +331,19 @@ def _checked(consumer: str, event_type: str) -> str:
             f"consumer {consumer}: {event_type!r} is no event type; it is 1 to 128 of"
             " A-Z, a-z, 0-9, '_', '.' and '-', a letter first"
         ) from None
+
+
+def _ordering(consumer: str, partitions: int | None, ordered_by: str | None) -> Ordering | None:
+    if partitions is None:
+        if ordered_by is not None:
+            raise ConfigurationError(
+                f"consumer {consumer}: ordered_by takes a number of partitions, partitions=8"
+            )
+        return None
+    try:
+        return Ordering(partitions, ordered_by)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"consumer {consumer}: {error}") from error
 
 
 def _policy(consumer: str, value: Any) -> Retry:

@@ -31,6 +31,8 @@ class Reacting(Protocol):
     def event_types(self) -> tuple[str, ...]: ...
     @property
     def publishes(self) -> tuple[str, ...]: ...
+    @property
+    def partitions(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +107,19 @@ def _of_consumer(consumer: Reacting, names: Names, user_prefix: str) -> Grant:
     # Its retries and dead letters go by the default exchange. To look for marks and for queues that
     # should be there takes no permission: those declarations are passive.
     announced = [names.exchange(event_type) for event_type in consumer.publishes]
+    partitions = range(consumer.partitions)
     return Grant(
         user_prefix + consumer.name,
         f"consumer {consumer.name}",
-        NOTHING,
+        _only(names.partition_lock(consumer.name, number) for number in partitions),
         _only([DEFAULT_EXCHANGE, *announced]),
-        _only([names.queue(consumer.name), names.workers(consumer.name)]),
+        _only(
+            [
+                names.queue(consumer.name),
+                names.workers(consumer.name),
+                *(names.partition(consumer.name, number) for number in partitions),
+            ]
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rabbitflow.broker import Connection
@@ -20,8 +20,8 @@ class ConsumerStatus:
 
     Fields:
         consumer: its name.
-        ready: events that wait in its queue; those being handled are not counted. None where it
-            has no queue.
+        ready: events that wait in its queue and its partitions; those being handled are not
+            counted. None where it has no queue.
         retries: events that wait for another attempt, by the bucket in seconds; only those buckets
             in which some do.
         dead: its dead letters.
@@ -57,12 +57,17 @@ class ConsumerStatus:
 class Lookout:
     """Looks at consumers again and again.
 
+    Args:
+        connection: to the broker.
+        consumers: by name, into how many partitions its events are spread; 0 for none.
+        settings: of the namespace.
+
     RabbitMQ writes a line to its log for each queue that it is asked for and does not have. So
     retry queues that were not there are looked for again only after ``FORGET_AFTER_S`` seconds.
     """
 
     def __init__(
-        self, connection: Connection, consumers: Sequence[str], settings: Settings
+        self, connection: Connection, consumers: Mapping[str, int], settings: Settings
     ) -> None:
         self._connection = connection
         self._consumers = consumers
@@ -80,20 +85,23 @@ class Lookout:
         if now >= self._forget_at:
             self._absent.clear()
             self._forget_at = now + FORGET_AFTER_S
-        return [await self._look_at(consumer) for consumer in self._consumers]
+        return [await self._look_at(*consumer) for consumer in self._consumers.items()]
 
-    async def _look_at(self, consumer: str) -> ConsumerStatus:
+    async def _look_at(self, consumer: str, partitions: int) -> ConsumerStatus:
         names = Names(self._settings.namespace)
         queue, dead, workers = names.queue(consumer), names.dead(consumer), names.workers(consumer)
         paused, migrating = names.paused(consumer), names.migrating(consumer)
         buckets = {names.retry(consumer, bucket_s): bucket_s for bucket_s in RETRY_BUCKETS_S}
-        wanted = [queue, dead, workers, paused, migrating]
+        ready = [queue, *(names.partition(consumer, number) for number in range(partitions))]
+        wanted = [*ready, dead, workers, paused, migrating]
         wanted += [name for name in buckets if name not in self._absent]
         found = await look_at(self._connection, wanted, self._settings)
         self._absent |= buckets.keys() - found.keys()
         return ConsumerStatus(
             consumer=consumer,
-            ready=found[queue].messages if queue in found else None,
+            ready=sum(found[name].messages for name in ready if name in found)
+            if queue in found
+            else None,
             retries={
                 bucket_s: found[name].messages
                 for name, bucket_s in buckets.items()

@@ -16,6 +16,10 @@ from rabbitflow.settings import Settings
 CONSUMER_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 _RESERVED_NAMES = frozenset({"backfill", "dead", "migrating", "paused", "workers"})
+_PARTITION_NAME = re.compile(r"p[0-9]+")
+
+MOST_PARTITIONS = 256
+"""Each is a queue, looked at by every process."""
 
 RETRY_BUCKETS_S: tuple[int, ...] = tuple(1 << power for power in range(17))
 """1 s to 65,536 s (18 h). A longer delay waits in the last bucket with its own expiration."""
@@ -40,6 +44,8 @@ LOG_MARK = "x-rabbitflow-log-mark"
 """On a message in an event log that is no event: it says how far the log went at some moment."""
 BACKFILL_NOTE = "x-rabbitflow-backfill-note"
 """On a message in the journal of a back-fill that is no event: how far the past is copied."""
+ORDERED_BY = "x-rabbitflow-ordered-by"
+"""The hash of the key whose events are kept in order."""
 HELD_EXPIRATION = "x-rabbitflow-held-expiration"
 COPIED_OFFSET = "x-rabbitflow-copied-offset"
 REASON = "x-rabbitflow-reason"
@@ -96,6 +102,7 @@ SENDER_SELECTED_HEADERS = frozenset({"CC", "BCC"})
 QUEUE_TYPE = "x-queue-type"
 DELIVERY_LIMIT = "x-delivery-limit"
 CONSUMER_PRIORITY = "x-priority"
+SINGLE_ACTIVE_CONSUMER = "x-single-active-consumer"
 
 # How a stream is consumed from its oldest event on.
 FROM_FIRST = {STREAM_OFFSET: "first"}
@@ -180,6 +187,14 @@ class Names:
         """The queue in which the consumer's retries of about ``bucket_s`` seconds wait."""
         return self._of(f"{consumer}.retry.{bucket_s}s")
 
+    def partition(self, consumer: str, number: int) -> str:
+        """The queue of one partition of the consumer's events."""
+        return self._of(f"{consumer}.p{number}")
+
+    def partition_lock(self, consumer: str, number: int) -> str:
+        """The exclusive queue of the process that handles a partition."""
+        return self._of(f"{consumer}.p{number}.lock")
+
     def dead(self, consumer: str) -> str:
         """The consumer's dead letters."""
         return self._of(f"{consumer}.dead")
@@ -261,20 +276,23 @@ def consumer_topology(
     event_types: Iterable[str],
     retry_buckets_s: Iterable[int],
     settings: Settings,
+    partitions: int = 0,
 ) -> Topology:
-    """Return everything a consumer needs: its events' exchanges, its queue, retries, dead letters.
+    """Return everything a consumer needs: its events' exchanges, its queue, retries, dead letters,
+    and where it is ordered its partitions.
 
     No queue has a max-length: behind a fanout a full queue nacks the publisher, so one consumer's
     backlog would break all the others.
     """
     names = Names(settings.namespace)
     queue, dead = names.queue(consumer), names.dead(consumer)
+    arguments = _dead_lettering(settings.queue_type, dead, CONSUMER_DELIVERY_LIMIT)
+    if partitions:
+        arguments = {**arguments, SINGLE_ACTIVE_CONSUMER: True}
     queues = [
-        Queue(
-            queue,
-            _dead_lettering(settings.queue_type, dead, CONSUMER_DELIVERY_LIMIT),
-        ),
+        Queue(queue, arguments),
         Queue(dead, _holding(settings.queue_type)),
+        *(Queue(names.partition(consumer, number), arguments) for number in range(partitions)),
         *workers_topology(consumer, settings).queues,
     ]
     queues += [
@@ -360,7 +378,7 @@ def _holding(queue_type: QueueType) -> Arguments:
 
 def check_consumer_name(name: str) -> str:
     """Return ``name``, or raise ConfigurationError where it could collide with another's queues."""
-    if name in _RESERVED_NAMES:
+    if name in _RESERVED_NAMES or _PARTITION_NAME.fullmatch(name):
         raise ConfigurationError(
             f"{name!r} is no consumer's name: in a namespace called like another consumer its queue"
             f" would be that consumer's {name} queue"

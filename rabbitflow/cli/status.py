@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 
 import click
@@ -51,8 +51,8 @@ async def _show(
     discovery = await discover_named(modules)
     for broken in discovery.broken:
         click.echo(f"{broken.module} is left out: {broken.error}", err=True)
-    names = [found.name for found in discovery.consumers]
-    looks = _looks(names, settings, interval_s)
+    consumers = {found.name: found.partitions for found in discovery.consumers}
+    looks = _looks(consumers, settings, interval_s)
     if as_json:
         async for found in looks:
             shown = [{**asdict(one), "state": one.state} for one in found]
@@ -69,11 +69,11 @@ async def _show(
 
 
 async def _looks(
-    names: Sequence[str], settings: Settings, interval_s: float | None
+    consumers: Mapping[str, int], settings: Settings, interval_s: float | None
 ) -> AsyncIterator[list[ConsumerStatus]]:
     connection = await connect(settings, "rabbitflow status")
     try:
-        lookout = Lookout(connection, names, settings)
+        lookout = Lookout(connection, consumers, settings)
         yield await lookout.look()
         while interval_s is not None:
             await asyncio.sleep(interval_s)

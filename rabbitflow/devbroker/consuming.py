@@ -17,6 +17,7 @@ from rabbitflow.devbroker.replies import (
     ConnectionRefusal,
     named,
     not_implemented,
+    only_consumed,
     precondition_failed,
 )
 from rabbitflow.devbroker.session import Session
@@ -118,7 +119,14 @@ class Consuming:
             self._leave(consumer, queue)
 
     def get(self, method: Basic.Get, queue: Queue) -> None:
-        """Hand out one message, or say that there is none."""
+        """Hand out one message, or say that there is none.
+
+        Raises:
+            ChannelRefusal: 405, a quorum queue with a single active consumer does not do that.
+        """
+        policy = queue.declared.policy
+        if policy.type == "quorum" and policy.single_active_consumer:
+            raise only_consumed(queue.name, self._session.vhost.name)
         self._session.vhost.touch(queue)
         entry = queue.take()
         if entry is None:

@@ -56,6 +56,15 @@ def locked(name: str, vhost: str) -> ChannelRefusal:
     )
 
 
+def only_consumed(name: str, vhost: str) -> ChannelRefusal:
+    """405, basic.get on a quorum queue with a single active consumer."""
+    return ChannelRefusal(
+        405,
+        f"cannot obtain access to locked {named('queue', name, vhost)}. basic.get operations are"
+        " not supported by quorum queues with single active consumer",
+    )
+
+
 def precondition_failed(text: str) -> ChannelRefusal:
     """What was asked for does not fit what is there."""
     return ChannelRefusal(406, text)

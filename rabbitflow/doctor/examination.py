@@ -133,7 +133,7 @@ async def _consumer(
     topology = found.topology(settings)
     names = Names(settings.namespace)
     refusals: list[str] = []
-    (status,) = await Lookout(connection, (found.name,), settings).look()
+    (status,) = await Lookout(connection, {found.name: found.partitions}, settings).look()
     differs = Difference()
     try:
         differs = await difference(connection, topology, settings)

@@ -19,6 +19,7 @@ from rabbitflow.migration.logs import replace_log
 from rabbitflow.migration.queues import SETTLE_S, Bench, Phase, Progress
 from rabbitflow.settings import Settings
 from rabbitflow.topology import (
+    MOST_PARTITIONS,
     QUEUE_TYPE,
     RETRY_BUCKETS_S,
     Names,
@@ -52,6 +53,7 @@ class _Own:
     """The queues of one consumer, as they are wanted."""
 
     queue: Queue
+    partitions: tuple[Queue, ...]
     dead: Queue
     workers: Queue
     retries: tuple[Queue, ...]
@@ -130,16 +132,25 @@ def _own(
     consumer: str, topology: Topology, also_bound: tuple[str, ...], settings: Settings
 ) -> _Own:
     names = Names(settings.namespace)
-    every = consumer_topology(consumer, (), RETRY_BUCKETS_S, settings)
-    wanted = {queue.name: queue for queue in every.queues}
+    every = consumer_topology(consumer, (), RETRY_BUCKETS_S, settings, MOST_PARTITIONS)
+    asked = {queue.name: queue for queue in topology.queues}
+    # What is asked for says how many partitions there are, and so what the queue is like.
+    wanted = {queue.name: queue for queue in every.queues} | asked
     queue = wanted[names.queue(consumer)]
+    numbers = range(MOST_PARTITIONS)
+    partitions = [names.partition(consumer, number) for number in numbers]
     bound = [binding.exchange for binding in topology.bindings if binding.queue == queue.name]
     return _Own(
         queue,
+        tuple(asked[name] for name in partitions if name in asked),
         wanted[names.dead(consumer)],
         workers_topology(consumer, settings).queues[0],
         tuple(wanted[names.retry(consumer, bucket_s)] for bucket_s in RETRY_BUCKETS_S),
-        tuple(found for found in topology.queues if found.name not in wanted),
+        tuple(
+            found
+            for found in topology.queues
+            if found.name not in {each.name for each in every.queues}
+        ),
         tuple(dict.fromkeys((*bound, *also_bound))),
     )
 
@@ -169,7 +180,14 @@ class _Migration:
                     " messages away and delete it"
                 )
         differing = found.queues()
-        queues = (own.queue, own.dead, own.workers, *own.retries, *own.logs)
+        queues = (
+            own.queue,
+            *own.partitions,
+            own.dead,
+            own.workers,
+            *own.retries,
+            *own.logs,
+        )
         begun = await bench.begun(queues)
         return tuple(queue.name for queue in queues if queue.name in differing | begun)
 
@@ -222,8 +240,9 @@ class _Migration:
         step = bench.progress.step
         is_leaving = await bench.phase(own.queue) is Phase.LEAVING
         parked = [retry for retry in own.retries if await self._is_parked(retry, is_leaving)]
-        if await bench.phase(own.dead) is Phase.LEAVING:
-            await bench.hold(own.dead)
+        for queue in (own.dead, *own.partitions):
+            if await bench.phase(queue) is Phase.LEAVING:
+                await bench.hold(queue)
         for queue in (own.queue, *parked):
             await bench.hold(queue)
         await bench.settle()
@@ -291,12 +310,13 @@ class _Migration:
             await bench.delete(own.workers.name)
             await bench.declare(own.workers)
             bench.progress.step(f"{own.workers.name} is declared anew")
-        if await bench.phase(own.dead) is Phase.LEAVING:
-            await bench.remove(own.dead.name, await bench.hold(own.dead), held)
-        if await bench.phase(own.dead) in (Phase.GONE, Phase.RETURNING):
-            await bench.declare(own.dead)
-            await bench.settle()
-            await bench.remove(await bench.hold(own.dead), own.dead.name, returned)
+        for queue in (own.dead, *own.partitions):
+            if await bench.phase(queue) is Phase.LEAVING:
+                await bench.remove(queue.name, await bench.hold(queue), held)
+            if await bench.phase(queue) in (Phase.GONE, Phase.RETURNING):
+                await bench.declare(queue)
+                await bench.settle()
+                await bench.remove(await bench.hold(queue), queue.name, returned)
         await bench.remove(
             await bench.hold(own.queue), own.queue.name, returned, quiet_s=bench.settle_s
         )

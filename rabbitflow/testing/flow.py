@@ -169,7 +169,8 @@ class Flow:
     def waiting_for_retry(self, consumer: str) -> int:
         """How many events of ``consumer`` wait for their next attempt."""
         queues = self.broker.queues()
-        return sum(
+        here = self._runtimes[consumer].waiting_for_retry if consumer in self._runtimes else 0
+        return here + sum(
             queues[name].ready
             for bucket_s in RETRY_BUCKETS_S
             if (name := self._names.retry(consumer, bucket_s)) in queues
@@ -261,23 +262,24 @@ class Flow:
         """What is under way just now, in words."""
         queues = self.broker.queues()
         moving = []
-        for name, runtime in self._runtimes.items():
-            queue = queues[self._names.queue(name)]
-            comes = queue.ready and queue.unacked < runtime.window
-            # An ack or a delivery is on its way while the two do not agree.
-            if comes or runtime.is_busy or queue.unacked != runtime.in_flight:
-                moving.append(
-                    f"{name} has {queue.ready} events before it and {runtime.in_flight} in hand"
-                )
+        for runtime in self._runtimes.values():
+            for queue, window in runtime.windows.items():
+                ready, unacked = queues[queue].ready, queues[queue].unacked
+                comes = ready and unacked < window.prefetch
+                # An ack or a delivery is on its way while the two do not agree.
+                if comes or runtime.is_busy or unacked != window.in_hand:
+                    moving.append(
+                        f"{queue} has {ready} events before it and {window.in_hand} in hand"
+                    )
         return moving
 
     def _waiting(self) -> Sequence[str]:
         """What waits for time to pass, in words."""
         queues = self.broker.queues()
         waiting = []
-        for name in self._runtimes:
-            queue = queues[self._names.queue(name)]
-            ready = queue.ready + queue.unacked
+        for name, runtime in self._runtimes.items():
+            ready = sum(queues[queue].ready + queues[queue].unacked for queue in runtime.windows)
+            ready -= runtime.waiting_for_retry
             if retries := self.waiting_for_retry(name):
                 waiting.append(f"{name} has {retries} events that wait for a retry")
             if ready:

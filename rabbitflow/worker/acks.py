@@ -21,6 +21,9 @@ class Acks:
     Args:
         send: writes ``basic.ack(tag, multiple)`` to the channel.
         loop: flushes run on it: at the end of the turn in which a delivery finished.
+
+    Attributes:
+        is_given_up: whether none of its deliveries is to be begun any more.
     """
 
     def __init__(self, send: SendAck, loop: asyncio.AbstractEventLoop) -> None:
@@ -32,6 +35,8 @@ class Acks:
         self._flush: asyncio.Handle | None = None
         self._stragglers: asyncio.TimerHandle | None = None
         self._closed = False
+        self._is_held = False
+        self.is_given_up = False
 
     @property
     def is_closed(self) -> bool:
@@ -46,14 +51,23 @@ class Acks:
         if self._flush is None:
             self._flush = self._loop.call_soon(self._flush_run)
 
+    def hold(self) -> None:
+        """Send no ack until :meth:`flush`, so that the broker hands out no more than it has."""
+        self._is_held = True
+
+    def give_up(self) -> None:
+        """Let no further delivery begin. What has begun is still settled."""
+        self.is_given_up = True
+
     def flush(self) -> None:
         """Send every ack that is due, now."""
+        self._is_held = False
         self._flush_run()
         self._flush_stragglers()
 
     def close(self) -> None:
         """Forget what is not sent: the channel is gone, and its deliveries come again."""
-        self._closed = True
+        self._closed = self.is_given_up = True
         self._finished.clear()
         for handle in (self._flush, self._stragglers):
             if handle is not None:
@@ -61,6 +75,8 @@ class Acks:
 
     def _flush_run(self) -> None:
         self._flush = None
+        if self._is_held:
+            return
         finished, alone = self._finished, self._acked_alone
         end = self._run_end
         newest, due = 0, 0
@@ -82,6 +98,8 @@ class Acks:
         if self._stragglers is not None:
             self._stragglers.cancel()
             self._stragglers = None
+        if self._is_held:
+            return
         for tag in sorted(self._finished - self._acked_alone):
             self._acked_alone.add(tag)
             self._send(tag, False)

@@ -69,13 +69,17 @@ class Backlog:
                 else {*found.retry_buckets_s, *unforeseen.get(found.name, ())}
                 for found in consumers()
             }
-            counts = await self._count(connection, self._queues(looked_at))
+            partitions = {found.name: found.partitions for found in consumers()}
+            queues = [*self._queues(looked_at), *self._partitions(partitions)]
+            counts = await self._count(connection, queues)
             if is_search:
                 unforeseen = {
                     name: [b for b in RETRY_BUCKETS_S if self._names.retry(name, b) in counts]
                     for name in looked_at
                 }
-            self.messages = {name: self._by_state(name, counts) for name in looked_at}
+            self.messages = {
+                name: self._by_state(name, partitions.get(name, 0), counts) for name in looked_at
+            }
             rounds += 1
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -86,10 +90,18 @@ class Backlog:
             for bucket_s in its_buckets_s:
                 yield self._names.retry(name, bucket_s)
 
-    def _by_state(self, consumer: str, counts: Mapping[str, int]) -> dict[str, int]:
+    def _partitions(self, consumers: Mapping[str, int]) -> Iterator[str]:
+        for name, partitions in consumers.items():
+            for number in range(partitions):
+                yield self._names.partition(name, number)
+
+    def _by_state(
+        self, consumer: str, partitions: int, counts: Mapping[str, int]
+    ) -> dict[str, int]:
         names = self._names
+        ready = [names.queue(consumer), *self._partitions({consumer: partitions})]
         return {
-            "ready": counts.get(names.queue(consumer), 0),
+            "ready": sum(counts.get(queue, 0) for queue in ready),
             "retry": sum(counts.get(names.retry(consumer, b), 0) for b in RETRY_BUCKETS_S),
             "dead": counts.get(names.dead(consumer), 0),
         }

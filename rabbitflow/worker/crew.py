@@ -10,6 +10,7 @@ from rabbitflow.worker.gate import Gate
 from rabbitflow.worker.handling import Handling
 from rabbitflow.worker.inbox import Inbox
 from rabbitflow.worker.intake import Intake
+from rabbitflow.worker.lanes import Lanes
 from rabbitflow.worker.suspects import SuspectNote
 
 TURN_AFTER_EVENTS = 16
@@ -23,6 +24,7 @@ class Crew:
         intake: whether the next may begin.
         note: where the id of a delivery that runs alone is noted; None where nobody reads it.
         slots: how many may be begun and not settled.
+        lanes: in which deliveries wait, where they are kept in order.
 
     Attributes:
         unfinished: deliveries here that are not settled.
@@ -31,7 +33,12 @@ class Crew:
     """
 
     def __init__(
-        self, handling: Handling, intake: Intake, note: SuspectNote | None, slots: int
+        self,
+        handling: Handling,
+        intake: Intake,
+        note: SuspectNote | None,
+        slots: int,
+        lanes: Lanes | None = None,
     ) -> None:
         self.unfinished = 0
         self.finished = asyncio.Event()
@@ -41,7 +48,8 @@ class Crew:
         self._note = note
         self._slots = slots
         self._gate = Gate()
-        self._inbox = Inbox(asyncio.get_running_loop())
+        self._lanes = lanes
+        self._inbox = Inbox(asyncio.get_running_loop()) if lanes is None else lanes
         self.idle = self._gate.emptied
 
     @property
@@ -49,7 +57,8 @@ class Crew:
         """Whether an event is being handled or begins at once; not one that an operator, the
         breaker or the rate limit holds back."""
         held, inside = self._intake.held, self._gate.inside
-        begins = self.unfinished > held + inside and held < self._slots
+        here = self.unfinished if self._lanes is None else self._lanes.moving
+        begins = here > held + inside and held < self._slots
         return bool(inside or begins)
 
     @property
@@ -66,6 +75,14 @@ class Crew:
         self.unfinished += 1
         self.finished.clear()
         self._inbox.put(delivery)
+
+    def count(self, more: int) -> None:
+        """Count deliveries that are here without a task, or gone without one."""
+        self.unfinished += more
+        if self.unfinished:
+            self.finished.clear()
+        else:
+            self.finished.set()
 
     def start(self, name: str) -> list[asyncio.Task[None]]:
         """Start the tasks; who does so ends them. One ends by itself by a defect only."""
@@ -85,9 +102,9 @@ class Crew:
             delivery = await inbox.take()
             try:
                 if intake.is_paused or not intake.is_free:
-                    await intake.admit()
+                    await intake.admit(delivery.acks)
                 # A delivery of a lost subscription is the broker's again.
-                if delivery.acks.is_closed:
+                if delivery.acks.is_given_up:
                     intake.record(failed=None)
                     continue
                 if delivery.came_back:

@@ -30,7 +30,7 @@ class Found:
 
     ``longest_timeout_s`` is that of its handlers; None where one may run without limit.
     ``retries_for_ever`` says that a policy of it was not seen to end. ``publishes`` are the event
-    types that it says it announces.
+    types that it says it announces. ``partitions`` is 0 where it keeps no order.
     """
 
     name: str
@@ -42,10 +42,13 @@ class Found:
     prefetch: int = 0
     retries_for_ever: bool = False
     publishes: tuple[str, ...] = ()
+    partitions: int = 0
 
     def topology(self, settings: Settings) -> Topology:
         """What it needs on the broker."""
-        needed = consumer_topology(self.name, self.event_types, self.retry_buckets_s, settings)
+        needed = consumer_topology(
+            self.name, self.event_types, self.retry_buckets_s, settings, self.partitions
+        )
         for event_type in self.publishes:
             needed += event_topology(event_type, settings)
         return needed
@@ -150,6 +153,7 @@ def _found(report: dict[str, Any]) -> Found:
         report["prefetch"],
         report["retries_for_ever"],
         tuple(report["publishes"]),
+        report["partitions"],
     )
 
 
@@ -223,6 +227,7 @@ def _described(consumer: Consumer) -> dict[str, Any]:
             consumer.prefetch,
             any(handler.retry.is_endless for handler in consumer.handlers.values()),
             consumer.publishes,
+            consumer.partitions,
         )
     )
 

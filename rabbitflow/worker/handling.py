@@ -7,6 +7,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rabbitflow.consumer import Batch, Consumer, Handler
@@ -25,7 +26,16 @@ from rabbitflow.observe.metrics import (
 )
 from rabbitflow.observe.tracing import tracing
 from rabbitflow.publisher import CONTENT_TYPE, Publisher
-from rabbitflow.retry import CRASHED, INVALID, NO_HANDLER, REJECTED, Dead, Failure, RetryIn
+from rabbitflow.retry import (
+    CRASHED,
+    INVALID,
+    NO_HANDLER,
+    REJECTED,
+    RETRIES_EXHAUSTED,
+    Dead,
+    Failure,
+    RetryIn,
+)
 from rabbitflow.settings import Settings
 from rabbitflow.signature import HandlerFunction, Signature
 from rabbitflow.signing import TrustedKeys
@@ -50,6 +60,9 @@ logger = logging.getLogger(__name__)
 
 OnEnded = Callable[[str, str, Event[Any] | None], object]
 """Told the id of an event, how it ended, and the event; None for a body that is none."""
+
+Postpone = Callable[[Delivery, float, datetime], bool]
+"""Lets a delivery wait here for its next attempt; False where it has waited long enough."""
 
 Reaction = tuple[Handler, Signature, HandlerMetrics]
 
@@ -76,6 +89,8 @@ class Handling:
         clock: by which failures are dated.
         on_ended: called when an event ended; None where nobody asks.
         trusted: whose events are handled; None for everybody's.
+        postpone: keeps a failed delivery here until its next attempt, in the order of its key;
+            None where it waits on the broker.
     """
 
     def __init__(
@@ -90,6 +105,7 @@ class Handling:
         clock: Clock,
         on_ended: OnEnded | None,
         trusted: TrustedKeys | None = None,
+        postpone: Postpone | None = None,
     ) -> None:
         self.metrics = ConsumerMetrics()
         self.unsettled = 0
@@ -103,6 +119,7 @@ class Handling:
         self._clock = clock
         self._on_ended = on_ended
         self._trusted = trusted
+        self._postpone = postpone
         self._loop = asyncio.get_running_loop()
         self._reactions = {
             event_type: (handler, signatures[event_type], self.metrics.of(event_type))
@@ -143,7 +160,7 @@ class Handling:
             return None
         claimed = delivery.claimed_type(self._names)
         try:
-            self._check(delivery, claimed)
+            self.check(delivery, claimed)
             claimed = claimed or type_of(delivery.body)
             handler, signature, metrics, event = self._read(delivery, claimed)
         except EventError as error:
@@ -165,14 +182,29 @@ class Handling:
             if self._on_ended is not None:
                 self._on_ended(event.id, outcome, event)
             return False
+        return await self._failed(delivery, handler, metrics, event, raised)
+
+    async def _failed(
+        self,
+        delivery: Delivery,
+        handler: Handler,
+        metrics: HandlerMetrics,
+        event: Event[Any],
+        raised: Exception,
+    ) -> bool | None:
+        """Do what the policy says of a failed attempt. Returns as :meth:`handle`."""
         failed_at = self._clock.utc()
         first_failed_at = delivery.first_failed_at(failed_at)
         failure = Failure(raised, delivery.attempt, first_failed_at, failed_at)
         match handler.retry.verdict(failure):
             case RetryIn(delay_s):
-                await self._settled(
-                    delivery, lambda: self._settlement.retry(delivery, delay_s, first_failed_at)
-                )
+                if self._postpone is None:
+                    await self.settled(
+                        delivery, lambda: self._settlement.retry(delivery, delay_s, first_failed_at)
+                    )
+                elif not self._postpone(delivery, delay_s, first_failed_at):
+                    await self._dead_letter(delivery, RETRIES_EXHAUSTED, raised, event.type)
+                    return True
                 metrics.ended(RETRIED)
                 if self._on_ended is not None:
                     self._on_ended(event.id, RETRIED, event)
@@ -184,8 +216,13 @@ class Handling:
                 await self._dead_letter(delivery, reason, raised, event.type)
                 return None if reason == REJECTED else True
 
-    def _check(self, delivery: Delivery, claimed: str | None) -> None:
-        """Refuse what need not be parsed to be refused."""
+    async def refuse(self, delivery: Delivery, error: EventError) -> None:
+        """Dead-letter what is no event for this consumer, unrun."""
+        claimed = delivery.claimed_type(self._names)
+        await self._dead_letter(delivery, INVALID, error, claimed)
+
+    def check(self, delivery: Delivery, claimed: str | None) -> None:
+        """Refuse what need not be parsed to be refused. Raises EventError."""
         body, content = delivery.body, delivery.content
         if len(body) > self._max_body_bytes:
             raise EventError(
@@ -295,7 +332,7 @@ class Handling:
         self, delivery: Delivery, reason: str, error: Exception, event_type: str | None
     ) -> None:
         failed_at = self._clock.utc()
-        await self._settled(
+        await self.settled(
             delivery,
             lambda: self._settlement.dead_letter(delivery, reason, error, failed_at, event_type),
         )
@@ -306,7 +343,7 @@ class Handling:
         if self._spans is not None:
             self._spans.failed(error, DEAD_LETTERED)
 
-    async def _settled(self, delivery: Delivery, settle: Callable[[], Awaitable[None]]) -> None:
+    async def settled(self, delivery: Delivery, settle: Callable[[], Awaitable[None]]) -> None:
         """Settle until the copy is confirmed, or the broker has the delivery back.
 
         The slot is held meanwhile: a consumer that can't settle must not take more events.

@@ -6,6 +6,7 @@ import asyncio
 
 from rabbitflow.breaker import Breaker, BreakerState, Circuit
 from rabbitflow.rate import Pacer, Rate
+from rabbitflow.worker.acks import Acks
 from rabbitflow.worker.clock import Clock, SteadyClock, Timer, wait_until
 
 
@@ -63,7 +64,7 @@ class Intake:
                 return 0
             case BreakerState.PROBING:
                 return 1
-        return 1 if self._is_cautious else self._full
+        return self.full
 
     def trust(self) -> None:
         """An event came that was never taken back: the caution after a crash is over."""
@@ -77,11 +78,21 @@ class Intake:
             self.is_paused = is_paused
             self._move()
 
-    async def admit(self) -> None:
-        """Return when the next event may begin. Not needed while :attr:`is_free` and not paused."""
+    @property
+    def full(self) -> int:
+        """How many unsettled events to ask for while nothing but caution holds it back."""
+        return 1 if self._is_cautious else self._full
+
+    def wake(self) -> None:
+        """Let those that wait in :meth:`admit` look again whether theirs is given up."""
+        self._moved.set()
+
+    async def admit(self, acks: Acks) -> None:
+        """Return when the next event may begin, or its subscription is given up. Not needed while
+        :attr:`is_free` and not paused."""
         self.held += 1
         try:
-            while self._must_wait():
+            while self._must_wait() and not acks.is_given_up:
                 self._moved.clear()
                 await self._moved.wait()
             if self.breaker_state is BreakerState.PROBING:

@@ -67,5 +67,9 @@ class Provision:
     def _topology(self) -> Topology:
         consumer = self._consumer
         return consumer_topology(
-            consumer.name, consumer.event_types, self._retry_buckets_s, self._settings
+            consumer.name,
+            consumer.event_types,
+            self._retry_buckets_s,
+            self._settings,
+            consumer.partitions,
         )

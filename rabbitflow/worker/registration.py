@@ -27,6 +27,7 @@ from rabbitflow.topology import Names
 from rabbitflow.worker.crew import Crew
 from rabbitflow.worker.intake import Intake
 from rabbitflow.worker.provision import Provision
+from rabbitflow.worker.reception import PAUSED, RESUMED, Reception
 from rabbitflow.worker.subscription import Subscription
 from rabbitflow.worker.waiting import first_of
 
@@ -34,9 +35,6 @@ CHECK_EVERY_S = 10.0
 GIVE_UP_AFTER_S = 60.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
-
-PAUSED = "paused; what has not begun goes back to the queue"
-RESUMED = "resumed"
 
 Prepare = Callable[[], Awaitable[None]]
 
@@ -56,7 +54,8 @@ class Registration:
         publisher: must be open before the first delivery comes.
         provision: puts the queues there.
         intake: how many deliveries to ask for.
-        crew: takes them.
+        crew: handles them.
+        reception: takes them.
         stopping: set when it is to stop.
         prepare: whatever else must be there before the first delivery.
 
@@ -72,6 +71,7 @@ class Registration:
         provision: Provision,
         intake: Intake,
         crew: Crew,
+        reception: Reception,
         stopping: asyncio.Event,
         prepare: Prepare,
     ) -> None:
@@ -83,6 +83,8 @@ class Registration:
         self._provision = provision
         self._intake = intake
         self._crew = crew
+        self._reception = reception
+        self._check_at = 0.0
         self._stopping = stopping
         self._prepare = prepare
         self._told = asyncio.Event()
@@ -147,7 +149,7 @@ class Registration:
         name = f"rabbitflow {self._consumer.name} {os.getpid()}"
         queue = self._names.queue(self._consumer.name)
         await self._prepare()
-        subscription = await Subscription.open(self._settings, name, queue, self._crew.receive)
+        subscription = await Subscription.open(self._settings, name, queue, self._reception.receive)
         try:
             # First said, then looked: whoever marks first and counts then can't overlook us.
             attendance = self._attendance = await self._attend(subscription)
@@ -162,8 +164,10 @@ class Registration:
                 await attendance.end()
                 self._attendance = None
         except BaseException:
+            await self._reception.leave()
             await subscription.close()
             raise
+        self._check_at = asyncio.get_running_loop().time() + CHECK_EVERY_S
         self.subscription = subscription
         self._has_subscribed = True
         if subscription.is_consuming:
@@ -191,7 +195,8 @@ class Registration:
             is_leaving = intake.is_paused and self._attendance is not None
             if is_leaving:
                 signals.append(self._crew.idle)
-            await first_of(*signals, subscription.lost, within_s=CHECK_EVERY_S)
+            within_s = self._reception.look_every_s or CHECK_EVERY_S
+            await first_of(*signals, subscription.lost, within_s=within_s)
             if self._stopping.is_set() or subscription.lost.done():
                 break
             try:
@@ -206,7 +211,7 @@ class Registration:
                     subscription.acks.flush()
                     subscription.abandon(PAUSED)
                 else:
-                    await self._check(subscription)
+                    await self._look(subscription)
             except BrokerError as error:
                 subscription.abandon(str(error))
         if subscription.lost.done() and not self._stopping.is_set():
@@ -215,7 +220,16 @@ class Registration:
                 logger.debug("%s subscribes anew: %s", self._consumer.name, why)
             else:
                 logger.warning("%s lost its subscription: %s", self._consumer.name, why)
+            await self._reception.leave()
             await subscription.close()
+
+    async def _look(self, subscription: Subscription) -> None:
+        """What is done at regular times, while nothing happens."""
+        now = asyncio.get_running_loop().time()
+        if self._reception.look_every_s is None or now >= self._check_at:
+            self._check_at = now + CHECK_EVERY_S
+            await self._check(subscription)
+        await self._reception.look(subscription)
 
     async def _check(self, subscription: Subscription) -> None:
         """Look whether the broker still knows us, and whether we could settle a failure."""
@@ -238,14 +252,14 @@ class Registration:
             # The queue may be another one by now: everything from the start.
             subscription.abandon(RESUMED)
         elif prefetch:
-            await subscription.consume(prefetch)
+            await self._reception.take(subscription)
             if self._was_broken and intake.breaker_state is BreakerState.CLOSED:
                 self._was_broken = False
                 logger.info(
                     "%s takes events again: its circuit breaker closed", self._consumer.name
                 )
         else:
-            await subscription.pause()
+            await self._reception.hold_back(subscription)
             if not intake.is_paused:
                 self._was_broken = True
                 self._say_paused("its circuit breaker")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 from rabbitflow.breaker import BreakerState
 from rabbitflow.cipher import Cipher
 from rabbitflow.consumer import Consumer
-from rabbitflow.errors import BrokerError
 from rabbitflow.publisher import Publisher
 from rabbitflow.settings import Settings
 from rabbitflow.signature import Signature
@@ -22,12 +20,16 @@ from rabbitflow.worker.crew import Crew
 from rabbitflow.worker.execution import Execution
 from rabbitflow.worker.handling import Handling, OnEnded
 from rabbitflow.worker.intake import Intake
+from rabbitflow.worker.lanes import Lanes
+from rabbitflow.worker.ordered import Ordered
+from rabbitflow.worker.ownership import Ownership
+from rabbitflow.worker.partitioner import Partitioner
 from rabbitflow.worker.process import Beat
 from rabbitflow.worker.provision import Provision
+from rabbitflow.worker.reception import Direct, Reception, Window
 from rabbitflow.worker.registration import BrokerLost, Registration
 from rabbitflow.worker.settlement import Settlement
 from rabbitflow.worker.suspects import Strike, SuspectNote
-from rabbitflow.worker.waiting import first_of
 
 if TYPE_CHECKING:
     from rabbitflow.store.inbox import DatabaseInbox
@@ -78,24 +80,30 @@ class ConsumerRuntime:
         )
         self._execution = Execution(consumer.concurrency, self._replace)
         self._once: DatabaseInbox | None = None
+        self._lanes: Lanes | None = None
+        if consumer.ordering is not None:
+            self._lanes = Lanes(asyncio.get_running_loop(), clock, self._count)
+        self._settlement = Settlement(
+            consumer.name,
+            Names(settings.namespace),
+            self._publisher.channel,
+            self._provision.provide_again,
+        )
         self.handling = Handling(
             consumer,
             self._signatures(),
             settings,
             self._publisher,
-            Settlement(
-                consumer.name,
-                Names(settings.namespace),
-                self._publisher.channel,
-                self._provision.provide_again,
-            ),
+            self._settlement,
             self._execution,
             strikes or {},
             clock,
             on_ended,
             TrustedKeys.of(settings),
+            None if self._lanes is None else self._lanes.postpone,
         )
-        self._crew = Crew(self.handling, self._intake, note, consumer.slots)
+        self._crew = Crew(self.handling, self._intake, note, consumer.slots, self._lanes)
+        self._reception = self._received()
         self._registration = Registration(
             consumer,
             settings,
@@ -103,9 +111,26 @@ class ConsumerRuntime:
             self._provision,
             self._intake,
             self._crew,
+            self._reception,
             self._stopping,
             self._prepare,
         )
+
+    def _received(self) -> Reception:
+        consumer, settings, names = self._consumer, self._settings, Names(self._settings.namespace)
+        name, queue = consumer.name, names.queue(consumer.name)
+        crew, lanes, intake = self._crew, self._lanes, self._intake
+        if consumer.ordering is None or lanes is None:
+            return Direct(queue, crew, intake)
+        channel = self._publisher.channel
+        partitioner = Partitioner(
+            name, consumer.ordering, names, channel, self._settlement, self.handling
+        )
+        ownership = Ownership(name, consumer.partitions, settings, crew, lanes, intake)
+        return Ordered(name, queue, settings, partitioner, ownership, crew, lanes, intake)
+
+    def _count(self, more: int) -> None:
+        self._crew.count(more)
 
     def _signatures(self) -> dict[str, Signature]:
         consumer, settings = self._consumer, self._settings
@@ -139,12 +164,17 @@ class ConsumerRuntime:
     @property
     def in_flight(self) -> int:
         """How many deliveries are in this process, not settled yet."""
-        return self._crew.unfinished
+        return self._reception.in_flight
 
     @property
-    def window(self) -> int:
-        """How many deliveries it asks the broker for just now; 0 while it is held back."""
-        return self._intake.prefetch
+    def windows(self) -> Mapping[str, Window]:
+        """How many deliveries of each queue it asks for just now, and how many it has."""
+        return self._reception.windows
+
+    @property
+    def waiting_for_retry(self) -> int:
+        """How many of these deliveries wait here for their next attempt."""
+        return 0 if self._lanes is None else self._lanes.waiting
 
     @property
     def is_busy(self) -> bool:
@@ -157,7 +187,7 @@ class ConsumerRuntime:
             is_ready=self.is_ready,
             is_paused=not self._intake.prefetch,
             is_breaker_open=self._intake.breaker_state is not BreakerState.CLOSED,
-            in_flight=self._crew.unfinished,
+            in_flight=self.in_flight,
             handled=self.handling.metrics.figures(),
             published=self._publisher.metrics.figures(),
             oldest_waiting_s=self._crew.oldest_waiting_s,
@@ -200,6 +230,7 @@ class ConsumerRuntime:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._intake.close()
             await self.handling.close()
+            await self._reception.close()
             if self._registration.subscription is not None:
                 await self._registration.subscription.close()
             if self._once is not None:
@@ -215,13 +246,10 @@ class ConsumerRuntime:
         subscription, crew, name = self._registration.subscription, self._crew, self._consumer.name
         if subscription is None:
             return
-        with contextlib.suppress(BrokerError):
-            # A lost connection stops the deliveries as well.
-            await subscription.pause()
-        logger.info("%s stops; %d events are still in it", name, crew.unfinished)
-        # What is held back is not begun any more; what has begun is finished.
-        finished = crew.finished if self._intake.prefetch else crew.idle
-        await first_of(finished, self._stopping_now, within_s=self._settings.shutdown_timeout_s)
+        logger.info("%s stops; %d events are still in it", name, self.in_flight)
+        await self._reception.drain(
+            subscription, self._stopping_now, self._settings.shutdown_timeout_s
+        )
         if crew.unfinished:
             logger.warning(
                 "%s stops with %d events unfinished; they go back to its queue",

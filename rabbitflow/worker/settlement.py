@@ -28,6 +28,7 @@ from rabbitflow.topology import (
     FIRST_FAILED_AT,
     HOST,
     LONGEST_DELAY_S,
+    ORDERED_BY,
     REASON,
     SENDER_SELECTED_HEADERS,
     TRACEBACK,
@@ -82,6 +83,20 @@ class Settlement:
         properties.expiration = str(max(1, round(min(delay_s, LONGEST_DELAY_S) * 1000)))
         queue = self._names.retry(self._consumer, bucket_s)
         await self._publish(queue, delivery.body, properties, bucket_s)
+        delivery.ack()
+
+    def partitioned(self, delivery: Delivery, hashed: str) -> Basic.Properties:
+        """Return the properties of the delivery's copy for the partition of its key."""
+        headers = _kept_headers(delivery)
+        headers[ORDERED_BY] = hashed
+        if delivery.origin:
+            headers[EXCHANGE] = delivery.origin
+        return self._copied(delivery, headers, delivery.event_type(self._names))
+
+    async def hand_on(self, delivery: Delivery, queue: str, properties: Basic.Properties) -> None:
+        """Hand the delivery over to another queue of the consumer, and ack it once the copy is
+        confirmed. Raises as :meth:`retry`."""
+        await self._publish(queue, delivery.body, properties, None)
         delivery.ack()
 
     async def dead_letter(

@@ -17,6 +17,7 @@ from rabbitflow.broker import (
     ConnectionLost,
     NotFound,
     close,
+    close_channel,
     connect,
     lost_connections,
     open_channel,
@@ -31,17 +32,18 @@ logger = logging.getLogger(__name__)
 
 
 class Subscription:
-    """Receives the deliveries of one queue over a connection of its own.
+    """Receives the deliveries of one queue over a channel of its own.
 
     It is not repaired: when :attr:`lost` is done, its deliveries are the broker's again and a new
     subscription takes its place.
 
     Args:
-        connection: used by nothing else, so that nothing holds acks back.
+        connection: nothing is published on it, so that nothing holds acks back.
         channel: without confirms.
         queue: to consume from.
         receive: called with each delivery, in the event loop; must not block.
         settings: how long each call to the broker may take.
+        is_alone: whether the connection is its own, and ends with it.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Subscription:
         queue: str,
         receive: Callable[[Delivery], None],
         settings: Settings,
+        *,
+        is_alone: bool = True,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.queue = queue
@@ -63,6 +67,7 @@ class Subscription:
         self._channel = channel
         self._receive = receive
         self._settings = settings
+        self._is_alone = is_alone
         self._tag: str | None = None
         self._sending: set[asyncio.Task[None]] = set()
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
@@ -144,12 +149,25 @@ class Subscription:
             self.lost.set_result(why)
 
     async def close(self) -> None:
-        """Send the acks that are due, then close the connection, which returns the rest."""
+        """Send the acks that are due, then close the connection, or where others use it too the
+        channel, which returns the rest."""
+        await self.let_go()
+        if self._is_alone:
+            await close(self._connection)
+        else:
+            await close_channel(self._channel, self._settings)
+
+    async def leave(self) -> None:
+        """As :meth:`close`, and the connection stands on for what else is on it."""
+        await self.let_go()
+        await close_channel(self._channel, self._settings)
+
+    async def let_go(self) -> None:
+        """Send the acks that are due, and give the subscription up; its channel still stands."""
         self.acks.flush()
         if self._sending:
             await asyncio.wait(self._sending, timeout=self._settings.connect_timeout_s)
         self.abandon("closed")
-        await close(self._connection)
 
     def _receive_parts(
         self,

@@ -58,6 +58,19 @@ class Probe:
             return None
         return dict(properties.headers or {}), properties, body
 
+    def first(self, queue: str) -> Message | None:
+        """Take one message off a queue that is only consumed, as one with a single active consumer
+        is."""
+        channel = self._connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        for method, properties, body in channel.consume(queue, inactivity_timeout=2.0):
+            if method is not None:
+                channel.basic_ack(method.delivery_tag)
+            channel.cancel()
+            channel.close()
+            return None if method is None else (dict(properties.headers or {}), properties, body)
+        return None
+
     def drained_ids(self, queue: str) -> list[str]:
         """Take every message off a queue, and return their ids; none where there is no queue."""
         ids: list[str] = []

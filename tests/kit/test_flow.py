@@ -208,3 +208,43 @@ async def test_the_environment_of_whoever_runs_the_test_does_not_matter(
         await flow.settled()
         assert flow.settings.namespace is None
         assert len(flow.published("ORDER_PLACED")) == 1
+
+
+async def test_an_ordered_consumer_retries_while_later_events_of_its_key_wait() -> None:
+    ledger = Consumer(
+        "ledger", partitions=4, ordered_by="orderId", retry=Retry.fixed(attempts=2, wait="5m")
+    )
+
+    @ledger.on("ORDER_PLACED")
+    async def note(event: Event[dict[str, Any]], context: Context) -> None:
+        if event.data == {"orderId": "a", "number": 1} and context.attempt == 1:
+            raise ValueError("not yet")
+
+    async with Flow(ledger) as flow:
+        for number in (1, 2):
+            for key in ("a", "b"):
+                await flow.publish("ORDER_PLACED", {"orderId": key, "number": number})
+        await flow.publish("ORDER_PLACED", {"number": 3})
+        await flow.idle()
+        handled = [tuple(event.data.values()) for event in flow.handled("ledger")]
+        assert handled == [("b", 1), ("b", 2)]
+        assert flow.waiting_for_retry("ledger") == 1
+        assert [letter.reason for letter in flow.dead_letters("ledger")] == ["invalid"]
+        await flow.advance("5m")
+        handled = [tuple(event.data.values()) for event in flow.handled("ledger")]
+        assert handled == [("b", 1), ("b", 2), ("a", 1), ("a", 2)]
+        await flow.settled()
+
+
+async def test_an_ordered_consumer_goes_on_after_its_broker_restarted() -> None:
+    ledger = Consumer("ledger", partitions=2)
+
+    @ledger.on("ORDER_PLACED")
+    async def note(event: Event[dict[str, Any]]) -> None: ...
+
+    async with Flow(ledger) as flow:
+        await flow.publish("ORDER_PLACED", {"number": 1}, key="a")
+        await flow.restart_broker()
+        await flow.publish("ORDER_PLACED", {"number": 2}, key="a")
+        await flow.settled()
+        assert [event.data["number"] for event in flow.handled("ledger")][-1] == 2

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rabbitflow import Breaker
 from rabbitflow.breaker import BreakerState, Circuit
 from rabbitflow.rate import Pacer, Rate
+from rabbitflow.worker.acks import Acks
 from rabbitflow.worker.gate import Gate
 from rabbitflow.worker.intake import Intake
 from tests.harness.waiting import eventually
@@ -97,6 +98,10 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
         Rate.parse(text)
 
 
+def acks() -> Acks:
+    return Acks(lambda tag, multiple: None, asyncio.get_running_loop())
+
+
 def intake(**settings: object) -> Intake:
     given = {"is_cautious": False, "breaker": None, "rate": None, **settings}
     return Intake(12, **given)  # type: ignore[arg-type]
@@ -114,7 +119,7 @@ async def test_a_paused_consumer_takes_nothing_and_begins_nothing() -> None:
     held = intake()
     held.pause(True)
     assert held.prefetch == 0
-    waiting = asyncio.create_task(held.admit())
+    waiting = asyncio.create_task(held.admit(acks()))
     await asyncio.sleep(0)
     assert not waiting.done()
     held.pause(False)
@@ -122,11 +127,21 @@ async def test_a_paused_consumer_takes_nothing_and_begins_nothing() -> None:
     assert held.prefetch == 12
 
 
+async def test_what_is_given_up_does_not_wait_for_a_pause_to_end() -> None:
+    held, theirs = intake(), acks()
+    held.pause(True)
+    waiting = asyncio.create_task(held.admit(theirs))
+    await asyncio.sleep(0)
+    theirs.give_up()
+    held.wake()
+    await waiting
+
+
 async def test_an_open_breaker_lets_one_event_through_at_a_time() -> None:
     held = intake(breaker=Breaker(window=1, probe_after=0.05))
     held.record(failed=True)
     assert held.prefetch == 0
-    waiting = [asyncio.create_task(held.admit()) for _ in range(3)]
+    waiting = [asyncio.create_task(held.admit(acks())) for _ in range(3)]
     await eventually(lambda: sum(task.done() for task in waiting) == 1)
     assert held.prefetch == 1
     held.record(failed=False)

@@ -17,8 +17,13 @@ SETTINGS = load_settings(namespace="shop")
 NAMES = Names("shop")
 
 
-def reacting(name: str, *event_types: str, publishes: tuple[str, ...] = ()) -> Reacting:
-    consumer = Consumer(name, publishes=publishes)
+def reacting(
+    name: str,
+    *event_types: str,
+    publishes: tuple[str, ...] = (),
+    partitions: int | None = None,
+) -> Reacting:
+    consumer = Consumer(name, publishes=publishes, partitions=partitions)
     consumer.on(*event_types)(lambda event: None)
     return consumer
 
@@ -39,6 +44,17 @@ def test_consumers_and_producers_may_create_and_delete_nothing() -> None:
     assert {grant.configure for grant in granted.values()} == {"^$"}
     assert re.search(operator.configure, NAMES.dead("payment"))
     assert not re.search(operator.configure, "other.payment")
+
+
+def test_an_ordered_consumer_may_lock_and_read_its_partitions_and_no_others() -> None:
+    granted = by_user(reacting("ledger", "ORDER_PLACED", partitions=4), PAYMENT)["ledger"]
+    for number in range(4):
+        assert re.search(granted.configure, NAMES.partition_lock("ledger", number))
+        assert re.search(granted.read, NAMES.partition("ledger", number))
+        assert not re.search(granted.configure, NAMES.partition("ledger", number))
+    assert not re.search(granted.configure, NAMES.partition_lock("ledger", 4))
+    assert not re.search(granted.configure, NAMES.partition_lock("payment", 0))
+    assert not re.search(granted.read, NAMES.partition("payment", 0))
 
 
 def test_a_consumer_writes_what_it_says_that_it_publishes() -> None:

@@ -60,6 +60,10 @@ words = st.sampled_from(
         "paused",
         "workers",
         "migrating",
+        "p0",
+        "p3",
+        "p3x",
+        "lock",
         "retry",
         "log",
         "rabbitflow",
@@ -78,6 +82,9 @@ event_types = st.lists(words | st.sampled_from(["ORDER_PLACED", "1s"]), min_size
 )
 
 
+PARTITIONS = (0, 3, 255)
+
+
 def owned_queues(namespace: str | None, consumer: str, event_type: str) -> dict[str, object]:
     """Each queue's name, and the one thing it is for."""
     names = Names(namespace)
@@ -85,11 +92,15 @@ def owned_queues(namespace: str | None, consumer: str, event_type: str) -> dict[
         names.queue(consumer): (namespace, consumer, "queue"),
         names.dead(consumer): (namespace, consumer, "dead"),
         names.workers(consumer): (namespace, consumer, "workers"),
+        **{names.partition(consumer, n): (namespace, consumer, f"p{n}") for n in PARTITIONS},
         **{names.retry(consumer, k): (namespace, consumer, k) for k in RETRY_BUCKETS_S},
         names.log(event_type): (namespace, event_type, "log"),
     }
     replaced = {holding_queue(name): ("holding", owner) for name, owner in owned.items()}
     locks = {replacing_lock(name): ("lock", owner) for name, owner in owned.items()}
+    locks |= {
+        names.partition_lock(consumer, n): ("owner", namespace, consumer, n) for n in PARTITIONS
+    }
     return owned | replaced | locks | {names.paused(consumer): (namespace, consumer, "paused")}
 
 
@@ -98,7 +109,7 @@ def test_no_two_queues_ever_have_the_same_name(
     one: str | None, consumer: str, event: str, other: str | None, consumer_2: str, event_2: str
 ) -> None:
     first, second = owned_queues(one, consumer, event), owned_queues(other, consumer_2, event_2)
-    assert len(first) == 3 * (len(RETRY_BUCKETS_S) + 4) + 1
+    assert len(first) == 3 * (len(RETRY_BUCKETS_S) + 4 + len(PARTITIONS)) + len(PARTITIONS) + 1
     for name in first.keys() & second.keys():
         assert first[name] == second[name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from aiormq.exceptions import ChannelLockedResource
 
 from tests.harness.amqp import Client, headers_of
 from tests.harness.waiting import eventually
@@ -30,6 +31,15 @@ async def test_only_a_classic_queue_counts_those_that_wait(
     await client.consume(queue)
     await other.consume(queue)
     assert await client.state(queue) == (0, 2 if kind == "classic" else 1)
+
+
+async def test_a_quorum_queue_is_only_consumed(client: Client) -> None:
+    queue = await client.queue(kind="quorum", x_single_active_consumer=True)
+    await client.publish(queue, *NUMBERS)
+    with pytest.raises(ChannelLockedResource, match=r"basic\.get operations are not supported"):
+        await client.get(queue, on=await client.channel())
+    first = await client.consume(queue)
+    await first.has(10)
 
 
 async def test_one_that_waits_leaves_and_nothing_changes(

@@ -1,0 +1,155 @@
+"""An ordered consumer in several worker processes, and the account of what each key saw."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from rabbitflow import Event, Publisher
+from rabbitflow.settings import Settings
+from tests.harness.ledger import Effect, Ledger
+from tests.harness.waiting import eventually
+from tests.harness.workers import Worker
+
+CONSUMER = "payment"
+BEGUN, ENDED = 0, 1
+
+MODULE = """
+    payment = Consumer(
+        "payment", partitions=8, ordered_by="orderId", retry=Retry.fixed(attempts=9, wait="50ms")
+    )
+
+    @payment.on("ORDER_PLACED")
+    async def note(event: Event, context: Context) -> None:
+        key, number = event.data["orderId"], event.data["number"]
+        ledger.write("payment", key, number, 0)
+        await asyncio.sleep(0.005)
+        if number % 7 == 0 and context.attempt == 1:
+            ledger.write("failed", key, number)
+            raise ValueError("one in seven")
+        ledger.write("payment", key, number, 1)
+"""
+
+
+@dataclass
+class Fleet:
+    """Workers of one consumer, each with a directory and a log of its own, and one ledger."""
+
+    settings: Settings
+    directory: Path
+    workers: dict[str, Worker] = field(default_factory=dict)
+    killed: set[int] = field(default_factory=set)
+    cut_off_at: list[float] = field(default_factory=list)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What all of them write to."""
+        return Ledger(self.directory / "ledger.db")
+
+    async def join(self, name: str) -> Worker:
+        """Start a worker, and return when it handles partitions."""
+        directory = self.directory / name
+        directory.mkdir()
+        settings = self.settings.model_copy(update={"state_dir": directory / "state"})
+        worker = self.workers[name] = Worker(settings, directory).module("payment", MODULE)
+        worker.start(TEST_LEDGER=str(self.directory / "ledger.db"))
+        await worker.ready(CONSUMER)
+        await eventually(
+            lambda: worker.said(f"{CONSUMER} claims partitions"), within_s=30, what=worker.log()
+        )
+        return worker
+
+    def leave(self, name: str) -> int:
+        """Stop a worker in order, and return its exit code."""
+        worker = self.workers.pop(name)
+        worker.signal()
+        return worker.exit_code()
+
+    def kill(self, name: str) -> None:
+        """Kill a worker and its processes with -9, all at once."""
+        worker = self.workers.pop(name)
+        processes = [psutil.Process(worker.pid), *worker.children()]
+        self.killed |= {process.pid for process in processes}
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(processes[1:], timeout=10)
+        worker.exit_code()
+
+    def were_cut_off(self) -> None:
+        """Note that connections are about to be lost: what is running then runs on, beside what is
+        delivered again."""
+        self.cut_off_at.append(time.time())
+
+    def lost(self, effect: Effect) -> bool:
+        """Whether a run was cut off from its broker, or its process was killed."""
+        return effect.pid in self.killed or any(0 < at - effect.at < 5 for at in self.cut_off_at)
+
+    def keys_begun_after(self, moment: float) -> set[str]:
+        """The keys that have had a run since."""
+        return {one.event_id for one in self.ledger.of(CONSUMER) if one.at > moment}
+
+    def end(self) -> None:
+        """Stop all that are left."""
+        for name in list(self.workers):
+            worker = self.workers.pop(name)
+            worker.__exit__(None, None, None)
+
+
+async def announce(publisher: Publisher, keys: int, every_s: float, stopping: asyncio.Event) -> int:
+    """Announce events of every key, in order, at a steady rate; return how many of each."""
+    loop = asyncio.get_running_loop()
+    began, number = loop.time(), 0
+    while not stopping.is_set():
+        await publisher.publish_many(
+            [
+                Event(type="ORDER_PLACED", data={"orderId": f"order-{key}", "number": number})
+                for key in range(keys)
+            ]
+        )
+        number += 1
+        await asyncio.sleep(max(0.0, began + number * every_s - loop.time()))
+    return number
+
+
+def check(fleet: Fleet, keys: int, rounds: int) -> None:
+    """Every event was handled; of each key the first runs are in order, and no two at once."""
+    ended: defaultdict[str, dict[int, None]] = defaultdict(dict)
+    running: dict[str, Effect] = {}
+    loose: set[tuple[str, int, int]] = set()
+    for effect in fleet.ledger.of(CONSUMER):
+        key = effect.event_id
+        before = running.get(key)
+        if effect.attempt == BEGUN:
+            if before is not None and fleet.lost(before):
+                loose.add((key, before.number, before.pid))
+            else:
+                # One that failed has no end of its own, and begins again.
+                assert before is None or before.number == effect.number, (before, effect)
+            running[key] = effect
+        else:
+            if (key, effect.number, effect.pid) in loose:
+                loose.discard((key, effect.number, effect.pid))
+            else:
+                assert before is not None
+                assert (before.pid, before.number) == (effect.pid, effect.number)
+                del running[key]
+            ended[key][effect.number] = None
+    assert len(ended) == keys
+    for key, numbers in ended.items():
+        assert list(numbers) == list(range(rounds)), key
+
+
+async def all_handled(fleet: Fleet, keys: int, rounds: int, within_s: float) -> None:
+    """Wait until every event has had a run that ended well."""
+
+    def is_done() -> bool:
+        ended = {(one.event_id, one.number) for one in fleet.ledger.of(CONSUMER) if one.attempt}
+        return len(ended) == keys * rounds
+
+    await eventually(is_done, within_s=within_s, what="every event is handled")
