@@ -322,8 +322,13 @@ async def cut_off(settings: Settings) -> AsyncIterator[tuple[Settings, Proxy]]:
 # A retry that is so late that only the broker can bring the event again while the test lasts.
 @pytest.mark.parametrize("retry", [Retry.fixed(attempts=3, wait="60s"), Retry.none()])
 async def test_without_a_confirmed_copy_an_event_is_not_acked(
-    cut_off: tuple[Settings, Proxy], publisher: Publisher, probe: Probe, retry: Retry
+    cut_off: tuple[Settings, Proxy],
+    publisher: Publisher,
+    probe: Probe,
+    retry: Retry,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("rabbitflow.worker.handling._UNSETTLED_PAUSE_S", 0.1)
     settings, proxy = cut_off
 
     def fall_silent(event: Event[Any], context: Context) -> None:
@@ -332,8 +337,10 @@ async def test_without_a_confirmed_copy_an_event_is_not_acked(
 
     consumer, attempts = payment(fall_silent, retry=retry)
     async with running(consumer, settings) as runtime:
-        await publisher.publish("ORDER_PLACED", {"number": 1})
-        await eventually(lambda: runtime.handling.unsettled == 1)
+        event = await publisher.publish("ORDER_PLACED", {"number": 1})
+        # The second copy: the first was given up, and an ack of its event would have gone out.
+        await eventually(lambda: proxy.asked.count(event.encode()) >= 2)
+        assert runtime.handling.unsettled == 1
         assert not runtime.is_ready
         proxy.swallows_answers = False
         proxy.cut()
