@@ -16,7 +16,7 @@ from rabbitflow import Publisher
 from rabbitflow.settings import DEFAULT_URL, Settings, load_settings
 from rabbitflow.store import EventStore
 from tests.harness import postgres
-from tests.harness.broker import Probe, remove_namespace
+from tests.harness.broker import Namespaces, Probe
 from tests.harness.command import Command
 from tests.harness.embedded import embedded_broker
 from tests.harness.node import Broker, PrivateNode, answers_amqp, local_ctl, server_binary
@@ -69,30 +69,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=PROCESSES))
 
 
-@pytest.fixture(scope="session", params=["rabbitmq", "embedded"])
-def rabbitmq(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    """Each broker in turn, so that the embedded one can't drift from RabbitMQ.
+@pytest.fixture(scope="session")
+def namespaces() -> Namespaces:
+    """The namespaces of this run; two processes that share the tests have different ones."""
+    return Namespaces(f"test-{secrets.token_hex(3)}")
 
-    RabbitMQ is the one at RABBITFLOW_TEST_URL, else the one on localhost, else a private node. The
-    embedded broker is a process of its own.
+
+@pytest.fixture(scope="session")
+def installed_rabbitmq(namespaces: Namespaces) -> Iterator[Broker]:
+    """The RabbitMQ at RABBITFLOW_TEST_URL, else the one on localhost, else a private node.
+
+    A test that leaves something there fails the run: where RabbitMQ 3 may open no more than the
+    usual 1,024 files, it lets nobody in any more at some 300 quorum queues.
     """
     given = os.environ.get("RABBITFLOW_TEST_URL")
-    if request.param == "embedded":
-        with embedded_broker() as broker:
-            yield broker
-    elif given:
+    if given:
         yield Broker(given, None)
     elif answers_amqp("localhost", 5672):
-        yield Broker(DEFAULT_URL, local_ctl())
+        yield (broker := Broker(DEFAULT_URL, local_ctl()))
+        namespaces.check_empty(broker)
     elif not has_rabbitmq():
         pytest.skip("NO RABBITMQ: apt-get install rabbitmq-server, or set RABBITFLOW_TEST_URL")
     else:
         node = PrivateNode()
         try:
             node.start()
-            yield Broker(node.url, node.ctl)
+            yield (broker := Broker(node.url, node.ctl))
+            namespaces.check_empty(broker)
         finally:
             node.remove()
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[Broker]:
+    """The embedded broker, in a process of its own."""
+    with embedded_broker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session", params=["rabbitmq", "embedded"])
+def rabbitmq(request: pytest.FixtureRequest) -> Broker:
+    """Each broker in turn, so that the embedded one can't drift from RabbitMQ."""
+    # Not torn down in between: where processes share the tests by file, both are used in each file.
+    name = "embedded" if request.param == "embedded" else "installed_rabbitmq"
+    broker: Broker = request.getfixturevalue(name)
+    return broker
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +141,12 @@ def powerless(rabbitmq: Broker, settings: Settings) -> Iterator[Settings]:
 
 
 @pytest.fixture
-def settings(amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(
+    amqp_url: str,
+    namespaces: Namespaces,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Settings:
     """Settings with a namespace that nobody else uses."""
     for name in list(os.environ):
         # RABBITFLOW_FAST=0 runs all tests on the public path of the client library.
@@ -131,7 +157,7 @@ def settings(amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             monkeypatch.delenv(name)
     return load_settings(
         url=amqp_url,
-        namespace=f"test-{secrets.token_hex(4)}",
+        namespace=namespaces.another(),
         state_dir=tmp_path / "state",
         metrics_port=0,
     )
@@ -145,9 +171,9 @@ EVENT_TYPES = ("ORDER_PLACED", "RIDE_COMPLETED", "PAYMENT_COMPLETED")
 def probe(settings: Settings) -> Iterator[Probe]:
     """A foreign client, which also removes what the test left on the broker."""
     probe = Probe(settings)
+    probe.leaves(CONSUMERS, EVENT_TYPES)
     yield probe
-    probe.close()
-    remove_namespace(settings, CONSUMERS, EVENT_TYPES)
+    probe.sweep()
 
 
 @pytest.fixture

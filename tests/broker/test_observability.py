@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rabbitflow import Event, Publisher, control
 from rabbitflow.settings import Settings
-from tests.harness.broker import Probe, remove_namespace
+from tests.harness.broker import Probe
 from tests.harness.node import free_port
 from tests.harness.prometheus import Prometheus, Sample, panels
 from tests.harness.shop import EVENT_TYPES, SERVICES, TOO_EXPENSIVE, Shop, order, ride
@@ -66,10 +66,10 @@ COUNTERS = (
 
 
 @pytest.fixture
-def swept(settings: Settings, probe: Probe) -> Iterator[Settings]:
+def swept(settings: Settings, probe: Probe) -> Settings:
     """Settings without an event log, in a namespace that the test leaves empty."""
-    yield settings.model_copy(update={"event_log": False})
-    remove_namespace(settings, SERVICES, EVENT_TYPES)
+    probe.leaves(SERVICES, EVENT_TYPES)
+    return settings.model_copy(update={"event_log": False})
 
 
 async def test_alerts_and_panels_show_what_was_injected(

@@ -19,7 +19,7 @@ from yarl import URL
 from rabbitflow import AccessRefused, Event, Publisher
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names
-from tests.harness.broker import Probe, remove_namespace
+from tests.harness.broker import Probe
 from tests.harness.command import Command
 from tests.harness.node import Broker
 from tests.harness.shop import EVENT_TYPES, EXAMPLES, SERVICES
@@ -77,12 +77,12 @@ def users(
     printed = rabbitflow("topology", "permissions", "workers", "--user-prefix", prefix, "--json")
     assert printed.returncode == 0, printed.stderr
     users = Users(settings, json.loads(printed.stdout))
+    probe.leaves(SERVICES, EVENT_TYPES)
     try:
         rabbitmq.ctl("eval", users.added())
         yield users
     finally:
         rabbitmq.ctl("eval", users.deleted())
-        remove_namespace(settings, SERVICES, EVENT_TYPES)
 
 
 @pytest.fixture

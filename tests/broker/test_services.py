@@ -6,7 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Mailbox
 
 from rabbitflow import Event, Publisher
-from rabbitflow.settings import Settings
-from tests.harness.broker import Probe, remove_namespace
+from tests.harness.broker import Probe
 from tests.harness.node import free_port
 from tests.harness.shop import SERVICES
 from tests.harness.waiting import eventually
@@ -57,9 +56,9 @@ class Shop:
 
 
 @pytest.fixture
-def shop(settings: Settings, probe: Probe, tmp_path: Path) -> Iterator[Shop]:
-    yield Shop(tmp_path / "effects.db")
-    remove_namespace(settings, SERVICES, tuple(REACTIONS))
+def shop(probe: Probe, tmp_path: Path) -> Shop:
+    probe.leaves(SERVICES, REACTIONS)
+    return Shop(tmp_path / "effects.db")
 
 
 @pytest.fixture

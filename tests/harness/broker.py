@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +14,7 @@ import pika.exceptions
 
 from rabbitflow.settings import Settings
 from rabbitflow.topology import RETRY_BUCKETS_S, STREAM_OFFSET, Names
+from tests.harness.node import Broker, Ctl
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it warns of, tests do on purpose
 
@@ -29,11 +32,23 @@ class Probe:
             node.heartbeat = 0  # a test that waits for minutes answers none
         self._connection = pika.BlockingConnection(nodes)
         self._channel = self._connection.channel()
+        self._leaves: tuple[set[str], set[str]] = set(), set()
 
     def close(self) -> None:
         """Close the connection."""
         if self._connection.is_open:
             self._connection.close()
+
+    def leaves(self, consumers: Iterable[str], event_types: Iterable[str]) -> None:
+        """Note consumers and events of the namespace for :meth:`sweep`."""
+        self._leaves[0].update(consumers)
+        self._leaves[1].update(event_types)
+
+    def sweep(self) -> None:
+        """Close, and remove what was noted by :meth:`leaves`: when nothing runs any more that
+        would declare it again."""
+        self.close()
+        remove_namespace(self.settings, *self._leaves)
 
     def publish(
         self, exchange: str, key: str, body: bytes, properties: pika.BasicProperties | None = None
@@ -190,7 +205,7 @@ class Probe:
 
 
 def remove_namespace(
-    settings: Settings, consumers: Sequence[str], event_types: Sequence[str]
+    settings: Settings, consumers: Collection[str], event_types: Collection[str]
 ) -> None:
     """Remove everything consumers and events of a namespace had, each over its own connection: the
     broker takes its time for every queue."""
@@ -206,3 +221,47 @@ def remove_namespace(
     with ThreadPoolExecutor(len(work)) as pool:
         for done in [pool.submit(remove, *one) for one in work]:
             done.result()
+
+
+class Namespaces:
+    """Hands out namespaces, and tells whether they are empty at the end.
+
+    Args:
+        run: what the name of each begins with.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._numbers = itertools.count(1)
+
+    def another(self) -> str:
+        """Return one that nobody else uses."""
+        return f"{self._run}-{next(self._numbers)}"
+
+    def check_empty(self, broker: Broker, within_s: float = 5.0) -> None:
+        """Fail where something is left on a broker, and remove it.
+
+        What goes with a connection that has just ended is given a while.
+        """
+        if broker.ctl is None:
+            return
+        deadline = time.monotonic() + within_s
+        while left := self._left_on(broker.ctl):
+            if time.monotonic() > deadline:
+                _remove(broker.url, left)
+                raise AssertionError(f"left on the broker, and removed now: {', '.join(left)}")
+
+    def _left_on(self, ctl: Ctl) -> list[str]:
+        names = ctl("list_queues", "name") + ctl("list_exchanges", "name")
+        return sorted(name for name in names.split() if name.startswith(f"{self._run}-"))
+
+
+def _remove(url: str, names: Iterable[str]) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        channel = connection.channel()
+        for name in names:
+            channel.queue_delete(name)
+            channel.exchange_delete(name)
+    finally:
+        connection.close()

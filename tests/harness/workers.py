@@ -86,7 +86,7 @@ class Worker:
             line = f"{consumer} consumes from queue"
             await eventually(
                 lambda line=line: self.said(line) >= times,
-                within_s=20,
+                within_s=60,
                 what=f"{line}\n{self.log()}",
             )
 
