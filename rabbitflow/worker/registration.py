@@ -32,6 +32,10 @@ from rabbitflow.worker.subscription import Subscription
 from rabbitflow.worker.waiting import first_of
 
 CHECK_EVERY_S = 10.0
+
+# A worker is told of a pause; it looks by itself for one whose command died before it told anybody.
+# Seldom, because the broker logs every look for a mark that is not there as an error.
+LOOK_FOR_PAUSE_EVERY_S = 300.0
 GIVE_UP_AFTER_S = 60.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
@@ -89,6 +93,7 @@ class Registration:
         self._prepare = prepare
         self._told = asyncio.Event()
         self._attendance: Attendance | None = None
+        self._look_for_pause_at = 0.0
         self._has_subscribed = False
         self._was_broken = False
 
@@ -238,7 +243,9 @@ class Registration:
             name = self._consumer.name
             if not await attending(subscription.connection, name, self._settings):
                 raise BrokerUnavailable(f"the broker lost sight of the workers of {name}")
-        await self._look_for_pause(subscription)
+        is_told = self._settings.declare and not self._intake.is_paused
+        if not is_told or asyncio.get_running_loop().time() >= self._look_for_pause_at:
+            await self._look_for_pause(subscription)
         with contextlib.suppress(BrokerError):
             # The deliveries in hand are not to be lost over it; meanwhile we are not ready.
             await self._publisher.channel.open()
@@ -267,6 +274,7 @@ class Registration:
     async def _look_for_pause(self, subscription: Subscription) -> None:
         name, settings = self._consumer.name, self._settings
         was_paused = self._intake.is_paused
+        self._look_for_pause_at = asyncio.get_running_loop().time() + LOOK_FOR_PAUSE_EVERY_S
         self._intake.pause(await is_paused(subscription.connection, name, settings))
         if was_paused and not self._intake.is_paused:
             logger.info("%s is resumed", name)
