@@ -212,6 +212,8 @@ class Scene:
             if any(open_ids.values()):
                 # What a process holds is in no queue until it gives it back.
                 self.worker.stop()
+                # What it finished before it stopped is an effect.
+                open_ids = missing()
             left = 0
             for name, ids in open_ids.items():
                 if not ids:
