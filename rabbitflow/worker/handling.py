@@ -169,16 +169,19 @@ class Handling:
         except _NoHandler as error:
             await self._dead_letter(delivery, NO_HANDLER, error, claimed)
             return None
-        if delivery.is_fresh:
-            age_s = time.time() - event.timestamp.timestamp()
-            metrics.age.observe(age_s if age_s > 0.0 else 0.0)  # clocks differ between hosts
+        announced = event.timestamp if delivery.is_fresh else None
         began = time.perf_counter()
         raised = await self._attempt(delivery, handler, signature, event)
-        metrics.run.observe(time.perf_counter() - began)
+        if raised is None:
+            metrics.succeeded(began, announced)
+        else:
+            metrics.failed(began, announced)
         if raised is None or isinstance(raised, AlreadyHandled):
             delivery.ack()
-            outcome = SUCCEEDED if raised is None else DUPLICATE
-            metrics.ended(outcome)
+            outcome = SUCCEEDED
+            if raised is not None:
+                outcome = DUPLICATE
+                metrics.ended(DUPLICATE)
             if self._on_ended is not None:
                 self._on_ended(event.id, outcome, event)
             return False
