@@ -29,8 +29,9 @@ from rich.table import Table
 
 from rabbitflow import Consumer, Event, Publisher
 from rabbitflow.broker import close, connect, throwaway_channel
-from rabbitflow.observe.exposition import ConsumerState, WorkerCollector
-from rabbitflow.observe.metrics import SUCCEEDED, HandlerMetrics, Histogram
+from rabbitflow.observe.exposition import WorkerCollector
+from rabbitflow.observe.metrics import HandlerMetrics
+from rabbitflow.observe.state import ConsumerState
 from rabbitflow.settings import Settings, load_settings
 from rabbitflow.topology import RETRY_BUCKETS_S, consumer_topology, control_topology
 from rabbitflow.worker import handling
@@ -51,14 +52,13 @@ class Order(BaseModel):
 @contextmanager
 def uncounted() -> Iterator[None]:
     """Nothing is counted and no clock is read for counting."""
-    clocks = SimpleNamespace(time=float, perf_counter=float, monotonic=time.monotonic)
+    clocks = SimpleNamespace(perf_counter=float, monotonic=time.monotonic)
 
     def nothing(*_: object) -> None:
         pass
 
     with (
-        patch.object(Histogram, "observe", nothing),
-        patch.object(HandlerMetrics, "ended", nothing),
+        patch.object(HandlerMetrics, "succeeded", nothing),
         patch.object(Delivery, "is_fresh", False),
         patch.object(handling, "time", clocks),
     ):
@@ -136,15 +136,11 @@ async def remove(settings: Settings) -> None:
 
 def cost_us() -> float:
     """What counting one event takes, in microseconds."""
-    metrics, loops = HandlerMetrics((SUCCEEDED,)), 200_000
+    metrics, loops = HandlerMetrics(), 200_000
     event = Event[Any](type="ORDER_PLACED", data={})
 
     def count() -> None:
-        age_s = time.time() - event.timestamp.timestamp()
-        metrics.age.observe(age_s if age_s > 0.0 else 0.0)
-        began = time.perf_counter()
-        metrics.run.observe(time.perf_counter() - began)
-        metrics.ended(SUCCEEDED)
+        metrics.succeeded(time.perf_counter(), event.timestamp)
 
     def nothing() -> None:
         pass

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from yarl import URL
 
+from rabbitflow.brokerurl import is_broker_url
 from rabbitflow.errors import ConfigurationError
 
 _IN_FILES = ("url", "database_url")
@@ -24,8 +24,9 @@ def _default_state_dir() -> Path:
     return Path(granted.split(":")[0]) if granted else Path.home() / ".local/state/rabbitflow"
 
 
-class Settings(BaseSettings):
-    """What a process needs to know of its surroundings. Every field reads ``RABBITFLOW_<NAME>``.
+class Settings(BaseModel):
+    """What a process needs to know of its surroundings. :func:`load_settings` reads every field
+    from ``RABBITFLOW_<NAME>``.
 
     Fields:
         url: of the broker, ``amqp://`` or ``amqps://``; of a cluster one for each node, separated
@@ -65,8 +66,7 @@ class Settings(BaseSettings):
             what AMQP does not tell; kept secret when printed.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="RABBITFLOW_",
+    model_config = ConfigDict(
         extra="ignore",
         frozen=True,
         # A URL that does not fit still holds its password.
@@ -151,13 +151,26 @@ class Settings(BaseSettings):
 
 def _is_broker_url(written: str) -> bool:
     try:
-        url = URL(written)
+        URL(written)
     except ValueError:
         return False
-    # A bare / ? or # in a password ends the authority there, and the rest would be shown.
-    _, _, path, query, fragment = urlsplit(written)
-    strayed = "@" in path + query or fragment
-    return url.scheme in ("amqp", "amqps") and bool(url.host) and not strayed
+    return is_broker_url(written)
+
+
+@cache
+def _from_environment() -> type[Settings]:
+    # Not at the top: a worker's children are told their settings and read no environment, and the
+    # library for it takes 2 MiB of each.
+    from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: PLC0415
+
+    class Environment(Settings, BaseSettings):
+        """The settings, what is not given read from the environment."""
+
+        model_config = SettingsConfigDict(
+            env_prefix="RABBITFLOW_", extra="ignore", frozen=True, hide_input_in_errors=True
+        )
+
+    return Environment
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -170,13 +183,14 @@ def load_settings(**overrides: Any) -> Settings:
     # An option wins over the file, also when the file is read again.
     given |= {f"{name}_file": None for name in _IN_FILES if name in given}
     try:
-        settings = Settings(**given)
+        environment = _from_environment()
+        settings = environment(**given)
         kept = {
             name: file.read_text(encoding="utf-8").strip()
             for name in _IN_FILES
             if (file := getattr(settings, f"{name}_file")) is not None
         }
-        return Settings(**given, **kept) if kept else settings
+        return environment(**given, **kept) if kept else settings
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
@@ -185,17 +199,6 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigurationError(f"a setting does not fit: {faults}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"a URL can't be read from a file: {error}") from error
-
-
-def renewed(settings: Settings) -> Settings:
-    """Return ``settings`` with the URL that their file holds now: credentials are rotated.
-
-    Raises:
-        ConfigurationError: the file can't be read, or holds no URL.
-    """
-    if settings.url_file is None:
-        return settings
-    return settings.model_copy(update={"url": load_settings(url_file=settings.url_file).url})
 
 
 def redact(url: str) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rabbitflow.errors import ConfigurationError
-from rabbitflow.settings import Settings
+
+if TYPE_CHECKING:
+    from rabbitflow.settings import Settings
 
 CONSUMER_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 

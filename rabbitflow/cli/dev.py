@@ -13,7 +13,7 @@ from rabbitflow.dev.show import LiveView, LogLines
 from rabbitflow.errors import ConfigurationError
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.project import project_modules
-from rabbitflow.worker.supervisor import Plan
+from rabbitflow.worker.plan import Plan
 
 
 @click.command()

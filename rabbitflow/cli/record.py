@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
@@ -11,7 +10,6 @@ from rabbitflow.cli.log_options import event_types_of, type_arguments
 from rabbitflow.cli.options import (
     broker_options,
     errors_in_one_line,
-    run,
     service_options,
     settings_from,
 )
@@ -19,7 +17,8 @@ from rabbitflow.observe.logs import configure_logging
 from rabbitflow.store import recorder
 from rabbitflow.store.database import Database
 from rabbitflow.topology import check_consumer_name
-from rabbitflow.worker.supervisor import Plan, Supervisor
+from rabbitflow.worker.launch import become_supervisor
+from rabbitflow.worker.plan import Plan
 
 
 @click.command()
@@ -63,4 +62,4 @@ def record(
     os.environ[recorder.FROM_BEGINNING] = "1" if from_beginning else "0"
     os.environ["RABBITFLOW_DATABASE_URL"] = secret
     plan = Plan((recorder.__name__,), log_format=log_format, log_level=log_level)
-    sys.exit(run(Supervisor(plan, settings).run()))
+    become_supervisor(plan, settings)

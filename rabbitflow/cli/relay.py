@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import click
-from prometheus_client import CollectorRegistry
 
 from rabbitflow.cli.options import (
     broker_options,
@@ -17,7 +16,7 @@ from rabbitflow.cli.options import (
     service_options,
     settings_from,
 )
-from rabbitflow.observe.exposition import RelayCollector
+from rabbitflow.observe.exposition import RelayCollector, scraped
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.observe.server import StatusServer
 from rabbitflow.publisher import Publisher
@@ -87,9 +86,13 @@ async def _relay(settings: Settings, order: Order, batch: int, notifier: Notifie
 
         status = None
         if settings.metrics_port:
-            registry = CollectorRegistry()
-            registry.register(RelayCollector(outbox, publisher.metrics))
-            status = StatusServer(settings.metrics_host, settings.metrics_port, registry, readiness)
+            collector = RelayCollector(outbox, publisher.metrics)
+            status = StatusServer(
+                settings.metrics_host,
+                settings.metrics_port,
+                lambda: scraped(collector),
+                readiness,
+            )
 
         def said() -> str:
             state = "announcing" if figures.is_active else "standing by"

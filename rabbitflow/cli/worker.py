@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
-from functools import partial
 
 import click
 
@@ -18,13 +15,9 @@ from rabbitflow.cli.options import (
 )
 from rabbitflow.keyring import check_key_files
 from rabbitflow.observe.logs import configure_logging
-from rabbitflow.settings import Settings
-from rabbitflow.topology import Names
-from rabbitflow.worker.discovery import Discovery
+from rabbitflow.worker.launch import become_supervisor
 from rabbitflow.worker.notify import Notifier
-from rabbitflow.worker.supervisor import Plan, Supervisor
-
-logger = logging.getLogger(__name__)
+from rabbitflow.worker.plan import Plan
 
 
 @click.command()
@@ -69,30 +62,11 @@ def worker(
     )
     check_key_files(settings)
     plan = Plan(modules, processes, concurrency, reload, log_format, log_level)
-    # Also where nobody will use it: no child, and no handler, may speak to systemd in our name.
-    notifier = Notifier.from_environment()
     if single_process:
-        # Not at the top: only this one imports the client library into the process that supervises.
+        # No handler may speak to systemd in our name.
+        Notifier.from_environment().close()
+        # Not at the top: only this one needs the client library here.
         from rabbitflow.worker.single import run_single_process  # noqa: PLC0415
 
         sys.exit(run(run_single_process(plan, settings)))
-    # Who asked for JSON parses every line.
-    say = logger.info if log_format == "json" else partial(click.echo, err=True)
-
-    def tell(discovery: Discovery) -> None:
-        for line in _banner(discovery, settings):
-            say(line)
-
-    supervisor = Supervisor(plan, settings, tell, notifier)
-    sys.exit(run(supervisor.run()))
-
-
-def _banner(discovery: Discovery, settings: Settings) -> Iterator[str]:
-    names = Names(settings.namespace)
-    width = max((len(found.name) for found in discovery.consumers), default=0)
-    yield f"rabbitflow on {settings.shown_url}"
-    for found in discovery.consumers:
-        yield (
-            f"  {found.name:<{width}}  queue {names.queue(found.name)},"
-            f" {found.concurrency} at once: {', '.join(found.event_types)}"
-        )
+    become_supervisor(plan, settings)

@@ -13,10 +13,11 @@ from yarl import URL
 from rabbitflow.dev.board import Board
 from rabbitflow.dev.tap import Tap
 from rabbitflow.fallback import broker_or_embedded
-from rabbitflow.observe.exposition import ConsumerState
+from rabbitflow.observe.state import ConsumerState
 from rabbitflow.settings import Settings
 from rabbitflow.worker.discovery import Discovery
-from rabbitflow.worker.supervisor import Plan, Supervisor
+from rabbitflow.worker.plan import Plan, Terms
+from rabbitflow.worker.supervisor import Supervisor
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -69,7 +70,7 @@ async def develop(plan: Plan, settings: Settings, show: Show) -> int:
             states = supervisor.states().values()
             return types | {event_type for state in states for event_type in state.published}
 
-        supervisor = Supervisor(plan, found.settings, discovered, on_ended=ended)
+        supervisor = Supervisor(plan, Terms.of(found.settings), discovered, on_ended=ended)
         tap = Tap(found.settings, heard_types, announced)
         for work in (tap.listen(), show.run(found.description, supervisor.states, board)):
             _beside(stack, work)

@@ -10,8 +10,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rabbitflow.dev.board import Announced
-from rabbitflow.observe.exposition import ConsumerState
 from rabbitflow.observe.metrics import DEAD_LETTERED, DUPLICATE, RETRIED, SUCCEEDED
+from rabbitflow.observe.state import ConsumerState
 
 _MARKS = {
     SUCCEEDED: ("✓", "green"),

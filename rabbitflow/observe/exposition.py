@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from typing import Any
 
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -16,35 +17,7 @@ from prometheus_client.registry import Collector
 
 from rabbitflow._version import __version__
 from rabbitflow.observe.metrics import BUCKETS_S, Figures, PublishMetrics, add_figures
-
-
-@dataclass(slots=True)
-class ConsumerState:
-    """One consumer, as its supervisor knows it just now.
-
-    Fields:
-        is_up: whether all its processes consume and can settle.
-        is_paused: by an operator or by its circuit breaker.
-        is_breaker_open: or probing, in one of its processes.
-        in_flight: deliveries not settled yet.
-        handled: figures by event type.
-        published: figures by event type, of what its handlers announced.
-        messages: in its queues by state: ready, retry, dead; None where nobody counted yet.
-        connected: whether its connections stand, by role: consume, publish.
-        oldest_waiting_s: since the announcement of the oldest event that it has and has not begun.
-        restarts: of its processes, by reason.
-    """
-
-    is_up: bool = False
-    is_paused: bool = False
-    is_breaker_open: bool = False
-    in_flight: int = 0
-    handled: Figures = field(default_factory=dict)
-    published: Figures = field(default_factory=dict)
-    messages: Mapping[str, int] = field(default_factory=dict)
-    connected: Mapping[str, bool] = field(default_factory=dict)
-    oldest_waiting_s: float = 0.0
-    restarts: dict[str, int] = field(default_factory=dict)
+from rabbitflow.observe.state import ConsumerState
 
 
 class WorkerCollector(Collector):
@@ -100,6 +73,13 @@ class RelayCollector(Collector):
         ):
             yield GaugeMetricFamily(f"rabbitflow_{name}", documentation, value=figures[figure])
         yield from _published(self._metrics.figures())
+
+
+def scraped(collector: Collector) -> Any:
+    """Return the WSGI application that shows what ``collector`` collects."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return make_wsgi_app(registry)
 
 
 def _handled(states: Mapping[str, ConsumerState]) -> Iterator[Metric]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import SecretStr
+
 from rabbitflow.consumer import Consumer
 from rabbitflow.deadletters import moves
 from rabbitflow.deadletters.letter import Letter
@@ -63,12 +65,8 @@ class Flow:
 
     async def __aenter__(self) -> Self:
         await self.broker.start()
-        # A prefix that nobody sets: the environment of whoever runs the test must not matter.
-        self.settings = Settings(
-            _env_prefix="RABBITFLOW_NOT_IN_TESTS_",
-            url=self.broker.url,
-            metrics_port=0,
-        )
+        # Not load_settings: the environment of whoever runs the test must not matter.
+        self.settings = Settings(url=SecretStr(self.broker.url), metrics_port=0)
         self.publisher = Publisher(settings=self.settings)
         self._names = Names()
         try:

@@ -22,7 +22,6 @@ from rabbitflow.event import Event
 from rabbitflow.observe.logs import configure_logging
 from rabbitflow.observe.tracing import flush_traces
 from rabbitflow.settings import Settings
-from rabbitflow.worker.discovery import consumers_of, import_module
 from rabbitflow.worker.process import (
     EXIT_BROKER_LOST,
     EXIT_CONFIGURATION,
@@ -32,6 +31,7 @@ from rabbitflow.worker.process import (
     Order,
 )
 from rabbitflow.worker.runtime import BrokerLost, ConsumerRuntime
+from rabbitflow.worker.search import consumers_of, import_module
 from rabbitflow.worker.suspects import SuspectNote, strikes_from_json
 
 BEAT_EVERY_S = 1.0
@@ -70,6 +70,7 @@ async def _run(order: Order, line: socket.socket, consumer: Consumer) -> int:
         note=note,
         after_crash=order.after_crash,
         on_ended=note_end if order.tells_events else None,
+        counts_backlog=order.counts_backlog,
     )
     _on_signals(runtime)
     helpers = [

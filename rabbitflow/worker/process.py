@@ -40,6 +40,7 @@ class Order:
         after_crash: whether the child before it died.
         concurrency: in place of the consumer's own.
         tells_events: whether it tells how each event ended, for somebody who looks on.
+        counts_backlog: whether it asks the broker how many messages wait in its queues.
     """
 
     module: str
@@ -50,6 +51,7 @@ class Order:
     after_crash: bool = False
     concurrency: int | None = None
     tells_events: bool = False
+    counts_backlog: bool = False
     log_format: str = "text"
     log_level: str = "INFO"
 
@@ -68,6 +70,8 @@ class Beat:
         oldest_waiting_s: since the announcement of the oldest event in it that has not begun.
         connected: whether its connections stand, by role.
         ended: event id and outcome of each event since the last one, where somebody looks on.
+        messages: in its queues, by state: ready, retry, dead; empty where it did not ask, or could
+            not.
     """
 
     is_ready: bool = False
@@ -79,6 +83,7 @@ class Beat:
     oldest_waiting_s: float = 0.0
     connected: dict[str, bool] = field(default_factory=dict)
     ended: list[tuple[str, str]] = field(default_factory=list)
+    messages: dict[str, int] = field(default_factory=dict)
 
 
 OnEnded = Callable[[Sequence[tuple[str, str]]], object]

@@ -17,7 +17,7 @@ from tenacity import (
 )
 
 from rabbitflow.breaker import BreakerState
-from rabbitflow.broker import NotFound
+from rabbitflow.broker import Connection, NotFound
 from rabbitflow.consumer import Consumer
 from rabbitflow.control import Attendance, attending, is_migrating, is_paused, listen
 from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable, StoreError
@@ -111,6 +111,13 @@ class Registration:
     def is_connected(self) -> bool:
         """Whether the connection that consumes stands."""
         return self.subscription is not None and not self.subscription.lost.done()
+
+    async def connection(self) -> Connection | None:
+        """Return the connection that consumes, or None while there is none."""
+        subscription = self.subscription
+        if subscription is None or subscription.lost.done():
+            return None
+        return subscription.connection
 
     async def keep(self) -> None:
         """Subscribe, and subscribe anew whenever that was lost; return when it is time to stop.

@@ -15,6 +15,7 @@ from rabbitflow.settings import Settings
 from rabbitflow.signature import Signature
 from rabbitflow.signing import TrustedKeys
 from rabbitflow.topology import Names
+from rabbitflow.worker.backlog import Backlog, Counted
 from rabbitflow.worker.clock import Clock, SteadyClock
 from rabbitflow.worker.crew import Crew
 from rabbitflow.worker.execution import Execution
@@ -50,6 +51,7 @@ class ConsumerRuntime:
         after_crash: begin with prefetch 1, until a delivery comes that the broker never took back.
         clock: of breakers, rate limits and failures; the real time where None.
         on_ended: called when an event ended; None where nobody asks.
+        counts_backlog: ask the broker how many messages wait in the consumer's queues.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class ConsumerRuntime:
         after_crash: bool = False,
         clock: Clock | None = None,
         on_ended: OnEnded | None = None,
+        counts_backlog: bool = False,
     ) -> None:
         clock = clock or SteadyClock()
         self.needs_replacement = False
@@ -115,6 +118,11 @@ class ConsumerRuntime:
             self._stopping,
             self._prepare,
         )
+        self._backlog: Backlog | None = None
+        if counts_backlog:
+            buckets_s = tuple(consumer.retry_buckets_s())
+            counted = Counted(consumer.name, buckets_s, consumer.partitions)
+            self._backlog = Backlog([counted], settings, self._registration.connection)
 
     def _received(self) -> Reception:
         consumer, settings, names = self._consumer, self._settings, Names(self._settings.namespace)
@@ -183,6 +191,7 @@ class ConsumerRuntime:
 
     def beat(self) -> Beat:
         """Return what this process has to tell of itself."""
+        messages = {} if self._backlog is None else self._backlog.messages
         return Beat(
             is_ready=self.is_ready,
             is_paused=not self._intake.prefetch,
@@ -195,6 +204,7 @@ class ConsumerRuntime:
                 "consume": self._registration.is_connected,
                 "publish": self._publisher.channel.is_open,
             },
+            messages=messages.get(self._consumer.name, {}),
         )
 
     def stop(self) -> None:
@@ -217,6 +227,8 @@ class ConsumerRuntime:
         name = self._consumer.name
         tasks = [asyncio.create_task(self._consume(), name=f"{name}-consuming")]
         tasks += self._crew.start(name)
+        if self._backlog is not None:
+            tasks.append(asyncio.create_task(self._backlog.watch(), name=f"{name}-backlog"))
         if self._consumer.from_beginning:
             tasks.append(asyncio.create_task(self._provision.copy_past(), name=f"{name}-past"))
         try:

@@ -8,9 +8,9 @@ import signal
 from rabbitflow.consumer import Consumer
 from rabbitflow.errors import ConfigurationError, RabbitflowError
 from rabbitflow.settings import Settings
-from rabbitflow.worker.discovery import consumers_of, import_module, names_within
+from rabbitflow.worker.plan import Plan
 from rabbitflow.worker.runtime import ConsumerRuntime
-from rabbitflow.worker.supervisor import Plan
+from rabbitflow.worker.search import consumers_of, import_module, names_within
 
 
 async def run_single_process(plan: Plan, settings: Settings) -> int:

@@ -8,11 +8,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from rabbitflow.observe.exposition import ConsumerState
 from rabbitflow.observe.metrics import Figures, add_figures
-from rabbitflow.settings import Settings
+from rabbitflow.observe.state import ConsumerState
 from rabbitflow.topology import Names
 from rabbitflow.worker.discovery import Found
+from rabbitflow.worker.plan import Terms
 from rabbitflow.worker.process import (
     EXIT_BROKER_LOST,
     EXIT_CONFIGURATION,
@@ -31,18 +31,21 @@ END_REASONS = ("died", "stalled", "hung_thread", "broker_lost", "refused")
 class Slot:
     """The place of one child: whoever runs there, how often it died, what killed it."""
 
-    def __init__(self, found: Found, number: int, directory: Path, settings: Settings) -> None:
+    def __init__(self, found: Found, number: int, directory: Path, terms: Terms) -> None:
         self.found = found
         self.child: Child | None = None
         self.is_refused = False
         self.failed_starts = 0
+        self.is_broker_away = False
         self._was_ready = False
         self.ended_figures: dict[str, Figures] = {"handled": {}, "published": {}}
         # Shown as 0 from the start: a rate needs a value before the first increase.
         self.restarts = Counter(dict.fromkeys(END_REASONS, 0))
         self.label = found.name if not number else f"{found.name}#{number + 1}"
-        queue = Names(settings.namespace).queue(found.name)
-        self.strikes = Strikes(settings.state_dir / f"{queue}.strikes.json")
+        # One process of a consumer is enough to say what waits in its queues.
+        self.counts_backlog = not number
+        queue = Names(terms.namespace).queue(found.name)
+        self.strikes = Strikes(terms.state_dir / f"{queue}.strikes.json")
         self.note_path = directory / f"{self.label}.suspect"
         self.note = SuspectNote(self.note_path)
 
@@ -55,6 +58,12 @@ class Slot:
     def was_ready(self) -> bool:
         """Whether a child of it has been ready."""
         return self._was_ready or (self.child is not None and self.child.was_ready)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether no child of it runs, for another reason than that the broker is away."""
+        has_none = self.child is None or not self.child.has_beaten
+        return has_none and not self.is_broker_away
 
     @property
     def missing(self) -> str | None:
@@ -95,6 +104,7 @@ class Slot:
         """Let go of a child that ended without being told to."""
         self.retire()
         self.restarts[reason] += 1
+        self.is_broker_away = reason == "broker_lost"
         # A broker that is away is no fault of the child's.
         self.failed_starts += not self.was_ready and reason != "broker_lost"
 
@@ -114,7 +124,7 @@ def consumer_states(
 ) -> dict[str, ConsumerState]:
     """Return every consumer as it is now, its processes added up. Safe from any thread.
 
-    ``messages`` are those in its queues, by consumer and state.
+    ``messages`` are those in its queues, by consumer and state, where no child tells them.
     """
     states: dict[str, ConsumerState] = {}
     for slot in slots:
@@ -129,7 +139,8 @@ def consumer_states(
         add_figures(state.published, ended_figures["published"])
         add_figures(state.published, beat.published)
         state.oldest_waiting_s = max(state.oldest_waiting_s, beat.oldest_waiting_s)
-        state.messages = messages.get(slot.found.name, {})
+        if slot.counts_backlog:
+            state.messages = beat.messages or messages.get(slot.found.name, {})
         state.connected = {
             role: stands and state.connected.get(role, True)
             for role, stands in (beat.connected or NOT_CONNECTED).items()

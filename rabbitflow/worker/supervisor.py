@@ -8,20 +8,17 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
 from rabbitflow.errors import ConfigurationError
-from rabbitflow.observe.exposition import ConsumerState, WorkerCollector
 from rabbitflow.observe.server import StatusServer
-from rabbitflow.settings import Settings, renewed
-from rabbitflow.worker.backlog import Backlog
+from rabbitflow.observe.state import ConsumerState
+from rabbitflow.worker.counting import Counting
 from rabbitflow.worker.discovery import Discovery, discover
 from rabbitflow.worker.notify import Notifier
+from rabbitflow.worker.plan import Plan, Terms
 from rabbitflow.worker.process import (
     EXIT_CONFIGURATION,
     EXIT_REPLACE,
@@ -46,27 +43,6 @@ FileChanges = AsyncIterator[set[Any]]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a worker was asked to run.
-
-    Fields:
-        modules: to search for consumers.
-        processes: how many children each consumer gets.
-        concurrency: in place of the consumers' own.
-        reload: start everything anew when a Python file below the current directory changes.
-        log_format: of the children, ``text`` or ``json``.
-        log_level: of the children.
-    """
-
-    modules: tuple[str, ...]
-    processes: int = 1
-    concurrency: int | None = None
-    reload: bool = False
-    log_format: str = "text"
-    log_level: str = "INFO"
-
-
 class Supervisor:
     """Runs the consumers of some modules until it is told to stop.
 
@@ -74,7 +50,7 @@ class Supervisor:
 
     Args:
         plan: what to run.
-        settings: where, and with which limits.
+        terms: where, and with which limits.
         on_discovered: called with what was found, each time the modules are searched.
         notifier: the way to systemd; None where it did not start this process.
         on_ended: called with a consumer and how its events ended; None where nobody looks on.
@@ -83,13 +59,13 @@ class Supervisor:
     def __init__(
         self,
         plan: Plan,
-        settings: Settings,
+        terms: Terms,
         on_discovered: Callable[[Discovery], None] = lambda discovery: None,
         notifier: Notifier | None = None,
         on_ended: Callable[[str, Sequence[tuple[str, str]]], None] | None = None,
     ) -> None:
         self._plan = plan
-        self._settings = settings
+        self._terms = terms
         self._on_discovered = on_discovered
         self._on_ended = on_ended
         self._stopping = asyncio.Event()
@@ -99,9 +75,10 @@ class Supervisor:
         self._reloaded: Discovery | None = None
         self.slots: list[Slot] = []
         self._notifier = notifier or Notifier(None)
-        self._report = Report(self._notifier, lambda: self.slots, settings.stall_timeout_s)
+        self._report = Report(self._notifier, lambda: self.slots, terms.stall_timeout_s)
         self._broken: list[str] = []
-        self._backlog = Backlog(settings)
+        self._counts_backlog = bool(terms.metrics_port) or on_ended is not None
+        self._counting = Counting(lambda: self.slots, lambda: self._terms.order, plan)
 
     @property
     def is_ready(self) -> bool:
@@ -110,7 +87,7 @@ class Supervisor:
 
     def states(self) -> dict[str, ConsumerState]:
         """Every consumer as it is now."""
-        return consumer_states(self.slots, self._backlog.messages)
+        return consumer_states(self.slots, self._counting.messages)
 
     def stop(self) -> None:
         """Stop in order; called again, at once."""
@@ -163,8 +140,8 @@ class Supervisor:
             yield self._watch_files(file_watcher())
         if self._notifier.is_heard:
             yield self._report.run()
-        if self._settings.metrics_port or self._on_ended is not None:
-            yield self._backlog.watch(lambda: [slot.found for slot in self.slots])
+        if self._counts_backlog:
+            yield self._counting.run()
 
     def _stop_after_defect(self, helper: asyncio.Task[None]) -> None:
         if not helper.cancelled() and (defect := helper.exception()) is not None:
@@ -173,23 +150,27 @@ class Supervisor:
 
     def _status_server(self) -> StatusServer | None:
         """Serve metrics and health; without them where nobody asked for this very port."""
-        settings = self._settings
-        if not settings.metrics_port:
+        terms = self._terms
+        if not terms.metrics_port:
             return None
-        registry = CollectorRegistry()
-        registry.register(WorkerCollector(self.states))
         try:
             return StatusServer(
-                settings.metrics_host,
-                settings.metrics_port,
-                registry,
+                terms.metrics_host,
+                terms.metrics_port,
+                self._metrics,
                 lambda: readiness(self.slots, self._broken),
             )
         except ConfigurationError as error:
-            if "metrics_port" in settings.model_fields_set:
+            if terms.is_port_asked:
                 raise
             logger.warning("no metrics for this worker: %s", error)
             return None
+
+    def _metrics(self) -> Any:
+        # Not at the top: prometheus-client takes memory that nobody needs until the first scrape.
+        from rabbitflow.observe.exposition import WorkerCollector, scraped  # noqa: PLC0415
+
+        return scraped(WorkerCollector(self.states))
 
     async def _run_once(self, directory: Path) -> int:
         discovery, self._reloaded = self._reloaded or await discover(self._plan.modules), None
@@ -208,7 +189,7 @@ class Supervisor:
             return EXIT_CONFIGURATION
         earlier = {slot.label: slot for slot in self.slots}
         slots = [
-            Slot(found, number, directory, self._settings)
+            Slot(found, number, directory, self._terms)
             for found in discovery.consumers
             for number in range(self._plan.processes)
         ]
@@ -289,23 +270,24 @@ class Supervisor:
         return Order(
             module=slot.found.module,
             consumer=slot.found.name,
-            settings=self._current_settings().as_order(),
+            settings=self._current_terms().order,
             strikes=slot.strikes.as_json(),
             note=str(slot.note_path),
             after_crash=after_crash,
             concurrency=self._plan.concurrency,
             tells_events=self._on_ended is not None,
+            counts_backlog=self._counts_backlog and slot.counts_backlog,
             log_format=self._plan.log_format,
             log_level=self._plan.log_level,
         )
 
-    def _current_settings(self) -> Settings:
-        """The settings with the credentials that are valid now, as far as they can be read."""
+    def _current_terms(self) -> Terms:
+        """The terms with the credentials that are valid now, as far as they can be read."""
         try:
-            self._settings = renewed(self._settings)
+            self._terms = self._terms.renewed()
         except ConfigurationError as error:
             logger.error("the URL read before is used: %s", error)
-        return self._settings
+        return self._terms
 
     async def _attend(self, slot: Slot, child: Child) -> int:
         """Watch a child until it ends: replace it when it hangs, stop it when it is time."""
@@ -316,7 +298,7 @@ class Supervisor:
                 self._replace_if_stalled(slot, child)
             if not ending.done():
                 child.terminate()
-                grace_s = self._settings.shutdown_timeout_s + KILL_AFTER_S
+                grace_s = self._terms.shutdown_timeout_s + KILL_AFTER_S
                 await first_of(ending, self._stopping_now, within_s=grace_s)
             if not ending.done() and self._stopping_now.is_set():
                 child.terminate()
@@ -330,7 +312,7 @@ class Supervisor:
                 await ending
 
     def _replace_if_stalled(self, slot: Slot, child: Child) -> None:
-        is_overdue = child.overdue_s(self._settings.stall_timeout_s) > 0
+        is_overdue = child.overdue_s(self._terms.stall_timeout_s) > 0
         if is_overdue and child.killed_because is None:
             silent_s = time.monotonic() - child.heard_at
             logger.error("%s gave no sign of life for %.0f s; replacing it", slot.label, silent_s)

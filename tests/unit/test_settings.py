@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from rabbitflow import ConfigurationError
 from rabbitflow.durations import seconds
-from rabbitflow.settings import Settings, load_settings, redact, renewed
+from rabbitflow.settings import Settings, load_settings, redact
+from rabbitflow.worker.plan import Terms
 
 
 def test_the_environment_is_read_and_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,10 +41,10 @@ def test_credentials_that_were_rotated_are_read_again(
 ) -> None:
     (tmp_path / "url").write_text("amqp://me:old@host/")
     monkeypatch.setenv("RABBITFLOW_URL_FILE", str(tmp_path / "url"))
-    settings, by_option = load_settings(), load_settings(url="amqp://option/")
+    terms, by_option = (Terms.of(load_settings(url=url)) for url in (None, "amqp://option/"))
     (tmp_path / "url").write_text("amqp://me:new@host/")
-    assert renewed(settings).broker_url == "amqp://me:new@host/"
-    assert renewed(by_option).broker_url == "amqp://option/"
+    assert terms.renewed().order["url"] == "amqp://me:new@host/"
+    assert by_option.renewed().order["url"] == "amqp://option/"
 
 
 def test_a_credential_file_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
