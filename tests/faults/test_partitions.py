@@ -14,9 +14,9 @@ from rich.console import Console
 
 from rabbitflow import Publisher
 from rabbitflow.settings import Settings
-from tests.harness.broker import Probe
+from tests.harness.broker import Probe, remove_namespace
 from tests.harness.node import PrivateNode
-from tests.harness.ordered import Fleet, all_handled, announce, check
+from tests.harness.ordered import CONSUMER, Fleet, all_handled, announce, check
 from tests.harness.waiting import eventually
 
 KEYS = 50
@@ -25,10 +25,15 @@ SEED = int(os.environ.get("RABBITFLOW_SOAK_SEED", "20260403"))
 
 
 @pytest.fixture
-def fleet(settings: Settings, probe: Probe, tmp_path: Path) -> Iterator[Fleet]:
+def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
     fleet = Fleet(settings, tmp_path)
     yield fleet
     fleet.end()
+    probe = Probe(settings)
+    for number in range(8):
+        probe.delete_queue(probe.names.partition(CONSUMER, number))
+    probe.close()
+    remove_namespace(settings, (CONSUMER,), ("ORDER_PLACED",))
 
 
 @pytest.mark.slow

@@ -59,10 +59,8 @@ class Fleet:
         settings = self.settings.model_copy(update={"state_dir": directory / "state"})
         worker = self.workers[name] = Worker(settings, directory).module("payment", MODULE)
         worker.start(TEST_LEDGER=str(self.directory / "ledger.db"))
-        await worker.ready(CONSUMER)
-        await eventually(
-            lambda: worker.said(f"{CONSUMER} claims partitions"), within_s=30, what=worker.log()
-        )
+        claims = f"{CONSUMER} claims partitions"
+        await eventually(lambda: worker.said(claims), within_s=60, what=claims)
         return worker
 
     def leave(self, name: str) -> int:
