@@ -64,12 +64,12 @@ async def test_order_is_kept_whatever_happens_to_workers_and_broker(
 
     async def lose_connections() -> None:
         # Runs that are cut off go on beside those that come after them elsewhere.
-        fleet.were_cut_off()
-        await asyncio.to_thread(node.ctl, "close_all_connections", "on purpose")
+        with fleet.cut_off():
+            await asyncio.to_thread(node.ctl, "close_all_connections", "on purpose")
 
     async def restart_broker() -> None:
-        fleet.were_cut_off()
-        await asyncio.to_thread(node.restart)
+        with fleet.cut_off():
+            await asyncio.to_thread(node.restart)
 
     await asyncio.gather(fleet.join("worker-1"), fleet.join("worker-2"))
     stopping = asyncio.Event()

@@ -6,6 +6,8 @@ import asyncio
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +47,7 @@ class Fleet:
     directory: Path
     workers: dict[str, Worker] = field(default_factory=dict)
     killed: set[int] = field(default_factory=set)
-    cut_off_at: list[float] = field(default_factory=list)
+    cuts: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def ledger(self) -> Ledger:
@@ -79,14 +81,18 @@ class Fleet:
         psutil.wait_procs(processes[1:], timeout=10)
         worker.exit_code()
 
-    def were_cut_off(self) -> None:
-        """Note that connections are about to be lost: what is running then runs on, beside what is
-        delivered again."""
-        self.cut_off_at.append(time.time())
+    @contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """Connections are lost meanwhile: what is running then runs on, beside what is delivered
+        again."""
+        began = time.time()
+        yield
+        self.cuts.append((began, time.time()))
 
     def lost(self, effect: Effect) -> bool:
-        """Whether a run was cut off from its broker, or its process was killed."""
-        return effect.pid in self.killed or any(0 < at - effect.at < 5 for at in self.cut_off_at)
+        """Whether a run may have been cut off from its broker, or its process was killed."""
+        is_cut = any(began - 5 < effect.at < ended for began, ended in self.cuts)
+        return is_cut or effect.pid in self.killed
 
     def keys_begun_after(self, moment: float) -> set[str]:
         """The keys that have had a run since."""
@@ -124,23 +130,26 @@ def check(fleet: Fleet, keys: int, rounds: int) -> None:
         key = effect.event_id
         before = running.get(key)
         if effect.attempt == BEGUN:
-            if before is not None and fleet.lost(before):
-                loose.add((key, before.number, before.pid))
-            else:
-                # One that failed has no end of its own, and begins again.
-                assert before is None or before.number == effect.number, (before, effect)
+            # One that failed has no end of its own, and begins again in its process.
+            is_again = before is not None and _run(before) == _run(effect)
+            if before is not None and not is_again:
+                assert fleet.lost(before), (before, effect)
+                loose.add(_run(before))
             running[key] = effect
         else:
-            if (key, effect.number, effect.pid) in loose:
-                loose.discard((key, effect.number, effect.pid))
-            else:
-                assert before is not None
-                assert (before.pid, before.number) == (effect.pid, effect.number)
+            if before is not None and _run(before) == _run(effect):
                 del running[key]
+            else:
+                assert _run(effect) in loose, (before, effect)
+                loose.discard(_run(effect))
             ended[key][effect.number] = None
     assert len(ended) == keys
     for key, numbers in ended.items():
         assert list(numbers) == list(range(rounds)), key
+
+
+def _run(effect: Effect) -> tuple[str, int, int]:
+    return effect.event_id, effect.number, effect.pid
 
 
 async def all_handled(fleet: Fleet, keys: int, rounds: int, within_s: float) -> None:
