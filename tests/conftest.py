@@ -28,7 +28,9 @@ hypothesis.settings.load_profile("any-machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults-table", metavar="FILE", help="Write the table of the fault suite.")
+    parser.addoption(
+        "--faults-table", metavar="FILE", help="Write the tables of the fault suite into a page."
+    )
     parser.addoption(
         "--processes-on-both", action="store_true", help="Run workers on the embedded broker too."
     )

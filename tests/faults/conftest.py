@@ -16,10 +16,8 @@ from rabbitflow.settings import Settings
 from tests.harness.broker import remove_namespace
 from tests.harness.node import PrivateNode, answers_amqp, server_binary
 from tests.harness.scene import CONSUMERS, EVENT_TYPE, Account, Scene
-from tests.harness.table import HEADINGS, Row, as_markdown
+from tests.harness.table import FAULTS, HEADINGS, Row, write_table
 from tests.harness.workers import Worker
-
-ROW = "fault"
 
 Note = Callable[..., None]
 
@@ -94,7 +92,9 @@ def note(request: pytest.FixtureRequest) -> Note:
         fault: str, promise: str, account: Account | None = None, recovery_s: float | None = None
     ) -> None:
         # A property of the report, which also comes home from another process.
-        request.node.user_properties.append((ROW, Row(fault, promise, account, recovery_s).cells()))
+        request.node.user_properties.append(
+            (FAULTS, Row(fault, promise, account, recovery_s).cells())
+        )
         if account is not None:
             assert account.confirmed, "nothing was confirmed, so nothing was shown"
             assert account.lost == 0, f"{account.lost} of {account.confirmed} events are lost"
@@ -103,20 +103,21 @@ def note(request: pytest.FixtureRequest) -> Note:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    rows = [
-        cells
+    properties = [
+        told
         for outcome in ("passed", "failed")
         for report in terminalreporter.getreports(outcome)
         if report.when == "call"
-        for name, cells in report.user_properties
-        if name == ROW
+        for told in report.user_properties
     ]
-    if not rows:
-        return
-    table = Table(*HEADINGS, title="faults")
-    for cells in rows:
-        table.add_row(*cells)
-    Console(width=170).print(table)
     target = terminalreporter.config.getoption("--faults-table")
-    if target:
-        Path(target).write_text(as_markdown(rows), encoding="utf-8")
+    for kind, headings in HEADINGS.items():
+        rows = [cells for name, cells in properties if name == kind]
+        if not rows:
+            continue
+        table = Table(*headings, title=kind)
+        for cells in rows:
+            table.add_row(*cells)
+        Console(width=170).print(table)
+        if target:
+            write_table(kind, rows, Path(target))

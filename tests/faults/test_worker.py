@@ -38,9 +38,10 @@ async def test_a_killed_process_is_replaced_and_its_events_come_again(
     await scene.begin(rating(SLOW))
     async with scene.announcer.running():
         await scene.confirmed(50)
+        child = scene.worker.child(victim)
         killed_at = time.time()
-        scene.worker.child(victim).kill()
-        recovery_s = await scene.consumes_again(killed_at)
+        child.kill()
+        recovery_s = await scene.consumes_again(killed_at, without=child.pid)
         await scene.confirmed(50)
     note(fault, NOTHING_LOST, await scene.account(), recovery_s)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from math import inf, nan
 
 from rabbitflow import BrokerError, Event, Publisher
 from rabbitflow.settings import Settings
@@ -167,12 +168,22 @@ class Scene:
         """How often a consumer handled each event."""
         return Counter(self.worker.ledger.ids(consumer))
 
-    async def consumes_again(self, since: float, *, within_s: float = 30.0) -> float:
-        """Return how many seconds after ``since`` both consumers had an effect again."""
+    async def consumes_again(
+        self, since: float, *, without: int | None = None, within_s: float = 30.0
+    ) -> float:
+        """Return how many seconds after ``since`` both consumers had an effect again; those of the
+        process ``without`` do not count, which was killed and may have written one on its way."""
 
         def first_after() -> float | None:
             firsts = [
-                min((e.at for e in self.worker.ledger.of(name) if e.at > since), default=None)
+                next(
+                    (
+                        effect.at
+                        for effect in self.worker.ledger.of(name)
+                        if effect.at > since and effect.pid != without
+                    ),
+                    None,
+                )
                 for name in CONSUMERS
             ]
             return None if None in firsts else max(at for at in firsts if at is not None)
@@ -238,12 +249,21 @@ class Scene:
 
     def payment_p99_ms(self) -> float:
         """The 99th percentile of payment's time from announcement to first effect."""
+        return percentile(self.payment_latencies_ms(), 99)
+
+    def payment_latencies_ms(self, since: float = 0.0, until: float = inf) -> list[float]:
+        """Payment's times from announcement to first effect, of what was announced between two
+        moments and confirmed; infinite where there is no effect."""
         first: dict[str, float] = {}
         for effect in self.worker.ledger.of("payment"):
             first.setdefault(effect.event_id, effect.at)
-        took = sorted(
-            first[event_id] - at
+        return [
+            (first.get(event_id, inf) - at) * 1000
             for event_id, at in self.announcer.confirmed.items()
-            if event_id in first
-        )
-        return took[int(len(took) * 0.99)] * 1000 if took else float("nan")
+            if since <= at < until
+        ]
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """The value that so many percent stay below; NaN of none."""
+    return sorted(values)[len(values) * percent // 100] if values else nan

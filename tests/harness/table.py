@@ -1,21 +1,30 @@
-"""The table of the fault suite: fault, promise, events sent, lost, duplicated, recovery."""
+"""The tables of the fault suite: what every fault did, and what payment noticed of rating's."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from tests.harness.scene import Account
+from tests.harness.scene import Account, percentile
 
-HEADINGS = (
-    "fault",
-    "promise",
-    "confirmed",
-    "lost",
-    "twice",
-    "dead letters",
-    "recovered in",
-    "payment p99",
-)
+Cells = tuple[str, ...]
+
+FAULTS = "faults"
+NEIGHBOURS = "neighbours"
+HEADINGS: dict[str, Cells] = {
+    FAULTS: (
+        "fault",
+        "promise",
+        "confirmed",
+        "lost",
+        "twice",
+        "dead letters",
+        "recovered in",
+        "payment p99",
+    ),
+    NEIGHBOURS: ("rating", "payment p50, healthy", "then", "payment p99, healthy", "then"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Row:
     account: Account | None = None
     recovery_s: float | None = None
 
-    def cells(self) -> tuple[str, ...]:
+    def cells(self) -> Cells:
         """What the table shows."""
         account = self.account
         return (
@@ -43,7 +52,37 @@ class Row:
         )
 
 
-def as_markdown(rows: list[tuple[str, ...]]) -> str:
-    """The table as the docs have it."""
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+@dataclass(frozen=True)
+class Neighbour:
+    """Payment's latencies in milliseconds, before a fault hit rating and while it did."""
+
+    fault: str
+    healthy_ms: list[float]
+    broken_ms: list[float]
+
+    @property
+    def p99_ms(self) -> tuple[float, float]:
+        """The 99th percentiles, before and while."""
+        return percentile(self.healthy_ms, 99), percentile(self.broken_ms, 99)
+
+    def cells(self) -> Cells:
+        """What the table shows."""
+        medians = percentile(self.healthy_ms, 50), percentile(self.broken_ms, 50)
+        return (self.fault, *(f"{value:.1f} ms" for value in (*medians, *self.p99_ms)))
+
+
+def write_table(kind: str, rows: Iterable[Cells], page: Path) -> None:
+    """Put a table between its marks in a page.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    lines = [HEADINGS[kind], tuple("---" for _ in HEADINGS[kind]), *rows]
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    begin, end = f"<!-- {kind}: the table begins -->", f"<!-- {kind}: the table ends -->"
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(begin)
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise ValueError(f"{page} has no place for the table: {begin} … {end}")
+    page.write_text(f"{before}{begin}\n\n{table}\n{end}{after}", encoding="utf-8")
