@@ -104,7 +104,7 @@ async def test_a_permission_that_is_revoked_and_given_back_loses_nothing(
                 lambda: worker.said("rating is started again"), within_s=20, what=worker.log()
             )
             await asyncio.to_thread(node.ctl, "set_permissions", user[0], ".*", ".*", ".*")
-            recovery_s = await scene.consumes_again(time.time())
+            recovery_s = await scene.consumes_again(time.time(), is_news=True)
         account = await scene.account()
     note("permission revoked and given back", "nothing lost", account, recovery_s)
 
@@ -124,7 +124,7 @@ async def test_credentials_that_are_rotated_are_read_from_their_file(
             rotated_at = time.time()
             await asyncio.to_thread(node.ctl, "close_all_user_connections", user[0], "on purpose")
             await worker.ready("payment", "rating", times=2)
-            recovery_s = await scene.consumes_again(rotated_at)
+            recovery_s = await scene.consumes_again(rotated_at, is_news=True)
         account = await scene.account()
         assert new_password not in worker.log()
     note("credentials rotated", "read again, nothing lost", account, recovery_s)

@@ -76,7 +76,8 @@ async def test_recovery_takes_less_than_five_seconds_by_the_median_of_five(
     await scene.begin()
     recoveries = [await survive(scene, node, crash=False) for _ in range(5)]
     median_s = statistics.median(recoveries)
-    note("broker restart, five times", "back in 5 s (median)", await scene.account(), median_s)
+    fault = f"broker restart, five times: the median; {max(recoveries):.1f} s the longest"
+    note(fault, "back in 5 s (median)", await scene.account(), median_s)
     assert median_s < 5.0, recoveries
 
 
@@ -90,7 +91,7 @@ async def test_connections_that_are_closed_again_and_again_lose_nothing(
             await asyncio.to_thread(node.ctl, "close_all_connections", "on purpose")
             closed_at = time.time()
             await scene.confirmed(SETTLED_AFTER)
-        recovery_s = await scene.consumes_again(closed_at)
+        recovery_s = await scene.consumes_again(closed_at, is_news=True)
     note("all connections closed every 2 s", NOTHING_LOST, await scene.account(), recovery_s)
 
 
@@ -134,7 +135,7 @@ async def test_under_an_alarm_a_publish_ends_with_a_clear_error_in_bounded_time(
         cleared_at = time.time()
         recovery_s = await scene.consumes_again(cleared_at)
     assert set(scene.announcer.refused) == {"PublishTimeout"}
-    assert scene.announcer.slowest_s < timeout_s + 1.0
+    assert scene.announcer.slowest_s < timeout_s + 2.0  # no hang; the machine may be busy
     note(fault, "clear error in bounded time", await scene.account(), recovery_s)
 
 
@@ -147,7 +148,7 @@ async def test_a_queue_deleted_under_its_consumer_is_declared_again_and_its_even
         await scene.confirmed(50)
         probe.delete_queue(probe.names.queue("rating"))
         deleted_at = time.time()
-        recovery_s = await scene.consumes_again(deleted_at)
+        recovery_s = await scene.consumes_again(deleted_at, is_news=True)
     probe.close()
     account = await scene.account(within_s=5, is_log_counted=True)
     note("queue deleted under its consumer", "in the log; others untouched", account, recovery_s)

@@ -71,7 +71,7 @@ async def test_a_leader_that_is_killed_is_replaced(
     async with scene.announcer.running():
         await asyncio.to_thread(leader.kill)
         killed_at = time.time()
-        recovery_s = await scene.consumes_again(killed_at)
+        recovery_s = await scene.consumes_again(killed_at, is_news=True)
         await scene.confirmed(75)
         await asyncio.to_thread(leader.start)
     note("cluster: leader kill -9", "nothing lost", await scene.account(), recovery_s)
@@ -89,7 +89,7 @@ async def test_without_a_majority_nothing_is_confirmed_and_nothing_lost(
         await eventually(lambda: sum(scene.announcer.refused.values()) > 0, within_s=30)
         # Both at once: neither is whole without the other.
         await asyncio.gather(*[asyncio.to_thread(node.start) for node in gone])
-        recovery_s = await scene.consumes_again(time.time(), within_s=60)
+        recovery_s = await scene.consumes_again(time.time(), is_news=True, within_s=60)
     account = await scene.account()
     note("cluster: two of three nodes gone", "error, then nothing lost", account, recovery_s)
 
@@ -105,6 +105,7 @@ async def test_a_node_that_was_cut_off_and_comes_back_loses_nothing(
     others = {name: node for name, node in cluster.items() if node is not leader}
     async with scene.announcer.running():
         os.kill(leader.pid, signal.SIGSTOP)
+        cut_off_at = time.time()
         try:
             await eventually(
                 lambda: leader_of(others, f"{settings.namespace}.rating") in others.values(),
@@ -113,6 +114,6 @@ async def test_a_node_that_was_cut_off_and_comes_back_loses_nothing(
             )
         finally:
             os.kill(leader.pid, signal.SIGCONT)
-        recovery_s = await scene.consumes_again(time.time(), within_s=60)
+        recovery_s = await scene.consumes_again(cut_off_at, is_news=True, within_s=60)
     account = await scene.account()
     note("cluster: partition healed", "nothing lost", account, recovery_s)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import psutil
 import pytest
+from rich.console import Console
 
 from tests.faults.conftest import Note
 from tests.harness.node import PrivateNode
@@ -68,6 +69,7 @@ async def test_random_faults_for_ten_minutes_lose_nothing_and_nothing_grows(
         raise_alarm,
     ]
     chance = random.Random(SEED)
+    Console().print(f"RABBITFLOW_SOAK_SEED={SEED}")  # shown when it fails
     await scene.begin(rating(FAILS))
     ends_at = time.monotonic() + SOAK_S
     used: list[Use] = []
@@ -75,7 +77,7 @@ async def test_random_faults_for_ten_minutes_lose_nothing_and_nothing_grows(
     async with scene.announcer.running():
         while time.monotonic() < ends_at:
             await chance.choice(faults)()
-            recoveries.append(await scene.consumes_again(time.time(), within_s=60))
+            recoveries.append(await scene.consumes_again(time.time(), is_news=True, within_s=60))
             await scene.confirmed(FAULT_EVERY, within_s=60)
             used.append(use_of(scene))
     account = await scene.account(within_s=120)

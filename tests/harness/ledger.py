@@ -38,6 +38,7 @@ class Ledger:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(_SCHEMA)
             connection.execute("CREATE INDEX IF NOT EXISTS by_event ON effects (event_id)")
+            connection.execute("CREATE INDEX IF NOT EXISTS by_time ON effects (consumer, at)")
 
     def write(self, consumer: str, event_id: str, number: int = 0, attempt: int = 1) -> None:
         """Write one effect; it is on file when this returns."""
@@ -53,11 +54,12 @@ class Ledger:
             ).fetchone()
         return found is not None
 
-    def of(self, consumer: str) -> list[Effect]:
-        """The effects of a consumer, oldest first."""
+    def of(self, consumer: str, since: float = 0.0) -> list[Effect]:
+        """The effects of a consumer after a moment, oldest first."""
         with closing(self._connect()) as connection:
             rows = connection.execute(
-                "SELECT * FROM effects WHERE consumer = ? ORDER BY rowid", (consumer,)
+                "SELECT * FROM effects WHERE consumer = ? AND at > ? ORDER BY rowid",
+                (consumer, since),
             ).fetchall()
         return [Effect(*row) for row in rows]
 

@@ -18,6 +18,7 @@ from math import inf, nan
 from rabbitflow import BrokerError, Event, Publisher
 from rabbitflow.settings import Settings
 from tests.harness.broker import Probe
+from tests.harness.ledger import Effect
 from tests.harness.waiting import eventually
 from tests.harness.workers import Worker
 
@@ -169,18 +170,32 @@ class Scene:
         return Counter(self.worker.ledger.ids(consumer))
 
     async def consumes_again(
-        self, since: float, *, without: int | None = None, within_s: float = 30.0
+        self,
+        since: float,
+        *,
+        without: int | None = None,
+        is_news: bool = False,
+        within_s: float = 30.0,
     ) -> float:
-        """Return how many seconds after ``since`` both consumers had an effect again; those of the
-        process ``without`` do not count, which was killed and may have written one on its way."""
+        """Return how many seconds after ``since`` both consumers had an effect again.
+
+        Those of the process ``without`` do not count, which was killed and may have written one on
+        its way. Where ``is_news``, only those of orders announced since do: what a process has in
+        hand already says nothing of its way to the broker.
+        """
+        announced = self.announcer.confirmed
+
+        def shows(effect: Effect) -> bool:
+            is_new = not is_news or announced.get(effect.event_id, 0.0) >= since
+            return is_new and effect.pid != without
 
         def first_after() -> float | None:
             firsts = [
                 next(
                     (
                         effect.at
-                        for effect in self.worker.ledger.of(name)
-                        if effect.at > since and effect.pid != without
+                        for effect in self.worker.ledger.of(name, since=since)
+                        if shows(effect)
                     ),
                     None,
                 )
