@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-import aio_pika
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import (
@@ -95,12 +94,18 @@ async def _connect(written: str, settings: Settings, name: str) -> Connection:
     url = URL(written).update_query(heartbeat=str(settings.heartbeat_s))
     try:
         async with asyncio.timeout(settings.connect_timeout_s):
-            return await aio_pika.connect(
+            connection = fastpath.connection_class()(
                 url,
                 ssl_context=await asyncio.to_thread(tls.context, url, settings),
                 client_properties={"connection_name": name},
-                connection_class=fastpath.connection_class(),
             )
+            try:
+                await connection.connect()
+            except BaseException:
+                # Now, not in a task of the client's when the object is collected.
+                await connection.close()
+                raise
+            return connection
     except ProbableAuthenticationError as error:
         raise AccessRefused(
             f"the broker at {shown} refused the user name or the password; check RABBITFLOW_URL"

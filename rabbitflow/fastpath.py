@@ -101,7 +101,7 @@ class _FastConnection(aio_pika.Connection):
 
 
 def connection_class() -> type[aio_pika.Connection]:
-    """Return what ``aio_pika.connect`` shall make."""
+    """Return the class of connections that are to be made."""
     return _FastConnection if is_on() else aio_pika.Connection
 
 
