@@ -186,12 +186,16 @@ def lost_connections() -> Iterator[None]:
     """Turn what the client raises when a connection ends into ConnectionLost.
 
     The client ends pending calls with CancelledError when their channel goes. That is no
-    cancellation of the task that waits, which is told by ``Task.cancelling()``.
+    cancellation of the task that waits, which is told by ``Task.cancelling()``. And it returns from
+    closing a channel as if nothing was where the task was cancelled meanwhile: that is made up for.
     """
+    task = asyncio.current_task()
+    cancelled = 0 if task is None else task.cancelling()
     try:
         yield
+        if task is not None and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
         raise ConnectionLost("the channel was closed under a call") from error

@@ -1,14 +1,15 @@
-"""A connection that can't be made leaves nothing behind."""
+"""A connection that can't be made leaves nothing behind, and a cancellation is never lost in it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 
 import pytest
 
 from rabbitflow import BrokerUnavailable
-from rabbitflow.broker import connect
+from rabbitflow.broker import connect, lost_connections
 from rabbitflow.settings import load_settings
 from tests.harness.node import free_port
 
@@ -19,3 +20,28 @@ async def test_a_connection_that_fails_leaves_no_task() -> None:
         await connect(settings, "nobody is there")
     gc.collect()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_cancellation_that_the_client_takes_for_an_end_is_not_lost() -> None:
+    async def close_as_the_client_does() -> None:
+        with lost_connections():
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                return
+
+    task = asyncio.create_task(close_as_the_client_does())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_time_out_that_the_client_takes_for_an_end_is_over() -> None:
+    with lost_connections():
+        async with asyncio.timeout(0.001):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
