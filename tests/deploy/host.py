@@ -21,10 +21,14 @@ RELAY = "rabbitflow-relay.service"
 DATABASE = "sqlite:////var/lib/rabbitflow/relay/outbox.db"
 COMMAND = f"venv/bin/rabbitflow systemd --venv {HOME}/venv"
 MODULES = {
-    # One at a time: what is announced of a key is handled in that order.
-    "payment": {"concurrency": 1, "timeout": 20, "takes_s": 0.002},
+    # What is announced of a key is handled in that order, several keys at once.
+    "payment": {
+        "options": 'concurrency=8, partitions=4, ordered_by="key"',
+        "timeout": 20,
+        "takes_s": 0.002,
+    },
     # A dozen are begun at any moment, each far longer than a restart takes to be asked for.
-    "email": {"concurrency": 64, "timeout": 45, "takes_s": 0.25},
+    "email": {"options": "concurrency=64", "timeout": 45, "takes_s": 0.25},
 }
 
 

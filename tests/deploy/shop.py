@@ -14,7 +14,7 @@ def note(what, event):
     with (Path(os.environ["STATE_DIRECTORY"]) / "effects").open("a") as effects:
         effects.write(" ".join(map(str, said)) + "\\n")
 
-{name} = Consumer("{name}", concurrency={concurrency}, timeout={timeout})
+{name} = Consumer("{name}", {options}, timeout={timeout})
 
 @{name}.on("ORDER_PLACED")
 async def react(event: Event[dict]) -> None:
