@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
 from typing import Any
 
@@ -130,7 +130,7 @@ class Settlement:
             headers[EXCHANGE] = delivery.origin
         if error.__traceback__ is not None:
             # The tail: the deepest frame and the exception's own line say what went wrong.
-            text = "".join(traceback.format_exception(error))
+            text = "".join(_Traceback(type(error), error, error.__traceback__).format())
             headers[TRACEBACK] = _clipped(text, TRACEBACK_LIMIT_BYTES, tail=True)
         properties = self._copied(delivery, headers, event_type)
         await self._publish(self._names.dead(self._consumer), delivery.body, properties, None)
@@ -169,6 +169,16 @@ class Settlement:
             await self._channel.publish("", queue, body, properties)
 
 
+class _Traceback(traceback.TracebackException):
+    """A traceback whose last lines, the exception's own, do not push the frames out of it; nor is
+    a text of a megabyte indented line by line while the neighbours wait for the processor."""
+
+    def format_exception_only(self, **options: Any) -> Generator[str, None, None]:
+        for text in super().format_exception_only(**options):
+            is_long = len(text) > MESSAGE_LIMIT_BYTES
+            yield f"{text[:MESSAGE_LIMIT_BYTES]}…\n" if is_long else text
+
+
 def _kept_headers(delivery: Delivery) -> dict[str, Any]:
     """Return the headers that go on with a copy.
 
@@ -191,6 +201,8 @@ def _message_of(error: BaseException) -> str:
 
 
 def _clipped(text: str, limit_bytes: int, *, tail: bool = False) -> str:
+    # A character takes a byte at least, so the rest need not be encoded to be cut off.
+    text = text[-limit_bytes:] if tail else text[:limit_bytes]
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= limit_bytes:
         return encoded.decode("utf-8", "replace")

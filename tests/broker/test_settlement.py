@@ -214,6 +214,7 @@ async def test_causes_and_foreign_headers_are_bounded(settings: Settings, probe:
     assert properties.user_id is None
     assert len(kept[EXCEPTION_MESSAGE].encode()) <= 1024
     assert len(kept[TRACEBACK].encode()) <= 16_384
+    assert "in shout" in kept[TRACEBACK]
 
 
 class NoText(str):
