@@ -19,8 +19,9 @@ from tenacity import (
 from rabbitflow.breaker import BreakerState
 from rabbitflow.broker import Connection, NotFound
 from rabbitflow.consumer import Consumer
-from rabbitflow.control import Attendance, attending, is_migrating, is_paused, listen
+from rabbitflow.control import Attendance, is_migrating, is_paused, listen
 from rabbitflow.errors import AccessRefused, BrokerError, BrokerUnavailable, StoreError
+from rabbitflow.inspection import look_at
 from rabbitflow.publisher import Publisher
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names
@@ -245,11 +246,14 @@ class Registration:
 
     async def _check(self, subscription: Subscription) -> None:
         """Look whether the broker still knows us, and whether we could settle a failure."""
-        await subscription.check()
-        if self._attendance is not None:
-            name = self._consumer.name
-            if not await attending(subscription.connection, name, self._settings):
-                raise BrokerUnavailable(f"the broker lost sight of the workers of {name}")
+        name = self._consumer.name
+        workers = self._names.workers(name)
+        queues = (subscription.queue, workers)
+        found = await look_at(subscription.connection, queues, self._settings)
+        subscription.check(found.get(subscription.queue))
+        is_seen = workers in found and found[workers].consumers
+        if self._attendance is not None and not is_seen:
+            raise BrokerUnavailable(f"the broker lost sight of the workers of {name}")
         is_told = self._settings.declare and not self._intake.is_paused
         if not is_told or asyncio.get_running_loop().time() >= self._look_for_pause_at:
             await self._look_for_pause(subscription)

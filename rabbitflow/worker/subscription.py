@@ -22,7 +22,7 @@ from rabbitflow.broker import (
     lost_connections,
     open_channel,
 )
-from rabbitflow.inspection import look
+from rabbitflow.inspection import QueueState
 from rabbitflow.settings import Settings
 from rabbitflow.wire import Content
 from rabbitflow.worker.acks import Acks
@@ -127,16 +127,15 @@ class Subscription:
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 await self._channel.basic_cancel(tag)
 
-    async def check(self) -> None:
-        """Notice when the broker forgot us.
+    def check(self, found: QueueState | None) -> None:
+        """Notice when the broker forgot us: ``found`` is how it shows the queue.
 
         A restarted or partitioned broker may keep the connection and lose the consumer.
 
         Raises:
             NotFound: the queue is gone.
-            ConnectionLost: the connection is gone, or the queue has no consumer at all.
+            ConnectionLost: the queue has no consumer at all.
         """
-        found = await look(self._connection, self.queue, self._settings)
         if found is None:
             raise NotFound(f"queue {self.queue} is gone")
         if self.is_consuming and not found.consumers:
