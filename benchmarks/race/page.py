@@ -150,7 +150,9 @@ def _must_show(found: Medians) -> str:
         "",
         f"At 50 events/s the median latency is {late:+.2f} ms against aio-pika's. A worker with one"
         f" consumer handles its first event {start.get('first_s', float('nan')):.2f} s after the"
-        f" command; idle, its two processes hold {start.get('idle_mib', float('nan')):.0f} MiB"
+        f" command; idle, its two processes hold"
+        f" {start.get('idle_distinct_mib', float('nan')):.0f} MiB together"
+        f" ({start.get('idle_mib', float('nan')):.0f} where what they share is counted twice)"
         f" and use {start.get('idle_cpu_percent', float('nan')):.1f} % of one core.",
     ]
     return "\n".join(lines)
@@ -178,6 +180,7 @@ def _start_up(found: Medians) -> str:
     rows = {
         name: [
             f"{figures['first_s']:.2f}",
+            f"{figures.get('idle_distinct_mib', float('nan')):.0f}",
             f"{figures['idle_mib']:.0f}",
             f"{found.get(('start-up', 'loaded', name), {}).get('loaded_mib', float('nan')):.0f}",
             f"{figures['idle_cpu_percent']:.1f}",
@@ -187,11 +190,18 @@ def _start_up(found: Medians) -> str:
     }
     if not rows:
         return ""
-    columns = ["", "first event, s", "idle, MiB", "loaded, MiB", "idle, % of a core"]
+    columns = [
+        "",
+        "first event, s",
+        "idle, MiB",
+        "idle, MiB added up",
+        "loaded, MiB added up",
+        "idle, % of a core",
+    ]
     return (
         "## Start-up and footprint\n\nFrom the command to the first handled event; resident memory"
-        " of all processes added up, which counts what they share more than once.\n\n"
-        + _table(columns, rows)
+        " of all processes, each page counted once, and added up, which counts what they share as"
+        " often as there are processes.\n\n" + _table(columns, rows)
     )
 
 

@@ -19,6 +19,7 @@ import psutil
 from benchmarks.race import ground, meter
 from benchmarks.race.contestants import Contestant, c_client
 from benchmarks.race.meter import CONSUMERS
+from benchmarks.race.pages import distinct_bytes
 from benchmarks.race.payload import EVENT_TYPE
 from rabbitflow.topology import Names
 
@@ -222,6 +223,7 @@ def start_up(contestant: Contestant, idle_s: float) -> Figures:
         return {
             "first_s": reading.first_at - began,
             "idle_mib": sum(_rss(process) for process in tree) / 2**20,
+            "idle_distinct_mib": distinct_bytes(process.pid for process in tree) / 2**20,
             "idle_cpu_percent": cpu_s / idle_s * 100,
         }
 
