@@ -12,7 +12,7 @@ demo: $(STAMP)  ## Run all eight services and publish the two sample events
 	$(BIN)/python -m workers.demo
 
 test: $(STAMP) lint types layers  ## Lint, types, layers, then every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from typing import Any
 
 import pika
 import pika.exceptions
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from rabbitflow.settings import Settings
 from rabbitflow.topology import RETRY_BUCKETS_S, STREAM_OFFSET, Names
@@ -210,6 +211,13 @@ def remove_namespace(
     """Remove everything consumers and events of a namespace had, each over its own connection: the
     broker takes its time for every queue."""
 
+    # RabbitMQ 3.10 may end the connection (541) where many quorum queues are deleted at once.
+    @retry(
+        retry=retry_if_exception_type(pika.exceptions.ConnectionClosedByBroker),
+        stop=stop_after_attempt(5),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    )
     def remove(kind: str, name: str) -> None:
         probe = Probe(settings)
         try:
