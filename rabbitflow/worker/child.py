@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -153,6 +154,10 @@ def main() -> None:
     code = 1
     try:
         consumer = load_consumer(order.module, order.consumer)
+        # What was imported stays: a collection that looked at it would hold the events up, for
+        # 10 ms and more with every library that the handlers need.
+        gc.collect()
+        gc.freeze()
         code = new_event_loop_runner()(_run(order, line, consumer))
     except (ConfigurationError, AccessRefused) as error:
         _tell(last_words, str(error))
