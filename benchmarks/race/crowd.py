@@ -19,27 +19,34 @@ from pathlib import Path
 from typing import Any
 
 import pika
+import psutil
 
 from benchmarks.race import ground, meter
 from benchmarks.race.payload import order
 from rabbitflow import Event, Publisher
 from rabbitflow.topology import Names
 
-SIZES = (
-    (1, 1, False),
-    (10, 10, False),
-    (100, 100, False),
-    (100, 100, True),
-    (1000, 100, False),
-)
-"""Consumers, event types, and whether every consumer hears every type."""
 DELIVERIES = 40_000
+SIZES = (
+    (1, 1, False, DELIVERIES),
+    (10, 10, False, DELIVERIES),
+    (100, 100, False, DELIVERIES),
+    (100, 100, True, DELIVERIES),
+    (1000, 100, False, DELIVERIES),
+    (1000, 100, False, 10 * DELIVERIES),
+)
+"""Consumers, event types, whether every consumer hears every type, and deliveries in all."""
 READY_WITHIN_S = 240.0
+IDLE_S = 20.0
+"""Two rounds of every consumer's look at the broker."""
 
 
 def measure(scale: float) -> list[dict[str, Any]]:
-    """Return, for each size, how long the start took and what a delivery cost."""
-    return [_one(*size, int(DELIVERIES * scale)) for size in SIZES]
+    """Return, for each size, how long the start took, what a delivery cost, and what none does."""
+    return [
+        _one(consumers, types, all_hear_all, int(deliveries * scale))
+        for consumers, types, all_hear_all, deliveries in SIZES
+    ]
 
 
 def _one(consumers: int, types: int, all_hear_all: bool, deliveries: int) -> dict[str, Any]:
@@ -77,6 +84,7 @@ def _one(consumers: int, types: int, all_hear_all: bool, deliveries: int) -> dic
             asyncio.run(_publish(namespace, types, deliveries // heard_by))
             expected = deliveries // heard_by * heard_by
             readings = _until(Path(directory), expected)
+            idle_percent = psutil.Process(worker.pid).cpu_percent(interval=IDLE_S)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
@@ -87,9 +95,11 @@ def _one(consumers: int, types: int, all_hear_all: bool, deliveries: int) -> dic
         "consumers": consumers,
         "types": types,
         "all": all_hear_all,
+        "deliveries": expected,
         "ready_s": ready_s,
         "rate": (reading.count - 1) / (reading.last_at - reading.first_at),
         "cpu_us": reading.cpu_s / reading.cpu_count * 1e6,
+        "idle_percent": idle_percent,
     }
 
 

@@ -246,18 +246,28 @@ def _special(kept: Kept, plots: Path) -> list[str]:
         parts.append(_backlog(kept["backlog"], plots))
     if "crowd" in kept:
         rows = {
-            f"{one['consumers']} consumers, {one['types']} event types"
-            + (", everyone hears every type" if one["all"] else ""): [
+            f"{one['consumers']:,} consumers, {one['types']} event types"
+            + (", everyone hears every type" if one["all"] else "")
+            + f", {one['deliveries'] // one['consumers']:,} deliveries each": [
                 f"{one['ready_s']:.1f}",
                 _number(one["rate"]),
                 _number(one["cpu_us"]),
+                f"{one['idle_percent']:.1f}",
             ]
             for one in kept["crowd"]
         }
-        columns = ["one process", "ready after, s", "deliveries/s", "CPU, µs a delivery"]
+        columns = [
+            "one process",
+            "ready after, s",
+            "deliveries/s",
+            "CPU, µs a delivery",
+            "idle, % of a core",
+        ]
         parts.append(
             "## Many consumers, many event types\n\nAll of them in one process"
-            " (`--single-process`), so that what grows is the number and not the memory.\n\n"
+            " (`--single-process`), so that what grows is the number and not the memory. Where each"
+            " gets few deliveries, few of them share a read, an ack or a turn of the event loop."
+            " Idle, each looks every 10 s whether the broker still knows it.\n\n"
             + _table(columns, rows)
         )
     return parts
