@@ -109,6 +109,9 @@ class Context:
         order of publishing, so that a handler that runs twice announces the same event twice and
         not two events; pass ``id`` where the order differs from run to run.
 
+        Await it, or the task that does: this event is acked once the handler has returned, and what
+        a task still has to announce then is lost with its process.
+
         Raises:
             EventError, BrokerError: as :meth:`rabbitflow.Publisher.publish`.
         """
