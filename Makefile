@@ -29,7 +29,7 @@ unit: $(STAMP)  ## The tests that need no broker
 
 faults: $(STAMP)  ## Break brokers of our own under load (needs rabbitmq-server, minutes)
 	$(BIN)/pytest tests/faults/test_neighbours.py -m slow --faults-table docs/guarantees.md
-	$(BIN)/pytest tests/faults -m "slow or not slow" -n 2 --dist loadfile --no-loadscope-reorder \
+	$(BIN)/pytest tests/faults -m "slow or not slow" -n 3 --dist loadfile --no-loadscope-reorder \
 	  --ignore tests/faults/test_neighbours.py --faults-table docs/guarantees.md
 
 dashboard: $(STAMP)  ## Draw docs/dashboard.png: the dashboard of a worker with failures

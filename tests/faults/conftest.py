@@ -21,14 +21,14 @@ from tests.harness.workers import Worker
 
 Note = Callable[..., None]
 
-FIRST = ("test_soak.py", "test_worker.py", "test_tls.py")
+FIRST = ("test_soak.py", "test_worker.py", "test_chaos.py", "test_tls.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the soak, which takes as long as all the others together.
 
-    Two processes take one file each and the next when they come near its end. The soak is a single
-    test, so its process takes the third file along: a short one.
+    Three processes take one file each and the next when they come near its end. The soak is a
+    single test, so its process takes the fourth file along: a short one.
     """
     places = [i for i, item in enumerate(items) if item.path.parent == Path(__file__).parent]
     ours = [items[i] for i in places]

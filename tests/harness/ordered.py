@@ -83,15 +83,15 @@ class Fleet:
 
     @contextmanager
     def cut_off(self) -> Iterator[None]:
-        """Connections are lost meanwhile: what is running then runs on, beside what is delivered
-        again."""
+        """Connections are lost meanwhile, or just after: what is running then runs on, beside what
+        is delivered again."""
         began = time.time()
         yield
         self.cuts.append((began, time.time()))
 
     def lost(self, effect: Effect) -> bool:
         """Whether a run may have been cut off from its broker, or its process was killed."""
-        is_cut = any(began - 5 < effect.at < ended for began, ended in self.cuts)
+        is_cut = any(began - 5 < effect.at < ended + 1 for began, ended in self.cuts)
         return is_cut or effect.pid in self.killed
 
     def keys_begun_after(self, moment: float) -> set[str]:
