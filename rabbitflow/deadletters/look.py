@@ -21,6 +21,7 @@ from typing import Self
 
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
+from pamqp.commands import Basic
 
 from rabbitflow.broker import (
     Channel,
@@ -121,7 +122,7 @@ class Look:
         connection = await connect(self._settings, self._connection_name)
         try:
             await self._lock(connection)
-            self.count = await self._depth(connection)
+            self.count = await self._depth(connection) or await self._not_empty(connection)
         except BaseException:
             await close(connection)
             raise
@@ -278,6 +279,19 @@ class Look:
                     # Who may only read and write may look all the same.
                     logger.warning("this user may declare no queue, so nothing keeps others away")
         return True
+
+    async def _not_empty(self, connection: Connection) -> int:
+        """How many there are in a queue that is shown as empty.
+
+        So is every quorum queue that has no leader, as right after the start of its broker
+        (``rabbit_quorum_queue:stat`` answers 0 then). A get waits for the leader and says what is
+        left beside the message that it takes, which goes back at once.
+        """
+        async with throwaway_channel(connection, self._settings) as channel:
+            with lost_connections():
+                async with asyncio.timeout(self._settings.connect_timeout_s):
+                    found = (await channel.basic_get(self._queue)).delivery
+        return (found.message_count or 0) + 1 if isinstance(found, Basic.GetOk) else 0
 
     async def _depth(self, connection: Connection) -> int:
         try:

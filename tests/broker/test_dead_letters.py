@@ -78,6 +78,24 @@ def put(probe: Probe, queue: str, numbers: Iterable[int], **headers: Any) -> Non
         probe.publish("", queue, event.encode(), properties)
 
 
+@pytest.mark.parametrize("count", [0, 1, 5])
+async def test_a_queue_that_is_shown_as_empty_is_asked_once_more(
+    settings: Settings, probe: Probe, dead: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As RabbitMQ shows a quorum queue that has no leader yet, right after a start."""
+    put(probe, dead, range(count))
+    await eventually(lambda: probe.depth(dead) == count)
+    depth, told = Look._depth, [0]
+
+    async def late(look: Look, connection: Any) -> int:
+        return told.pop() if told else await depth(look, connection)
+
+    monkeypatch.setattr(Look, "_depth", late)
+    letters = await find("payment", settings)
+    assert [letter.id for letter in letters] == [f"order-{number}" for number in range(count)]
+    assert probe.depth(dead) == count
+
+
 async def drained(probe: Probe, queue: str, count: int) -> list[Message]:
     """Take everything off a queue that is to hold ``count`` messages."""
     await eventually(lambda: probe.depth(queue) == count)

@@ -21,7 +21,7 @@ from tests.harness.command import Command
 from tests.harness.waiting import eventually
 from tests.harness.workers import Worker
 
-FOR_S = float(os.environ.get("RABBITFLOW_FAULTS_FOR_S", "120"))
+FOR_S = float(os.environ.get("RABBITFLOW_FAULTS_FOR_S", "60"))
 
 WRITER = """
 import asyncio, sys
