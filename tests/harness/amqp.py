@@ -59,7 +59,9 @@ class Client:
         return await self.connection.channel(publisher_confirms=confirms, on_return_raises=False)
 
     async def shared(self) -> AbstractChannel:
-        """The channel for what will not fail."""
+        """The channel for what will not fail; on a new connection where the broker ended it."""
+        if self.connection.is_closed:
+            self.connection = await aiormq.connect(self.connection.url)
         if self._channel is None or self._channel.is_closed:
             self._channel = await self.channel()
         return self._channel
