@@ -97,7 +97,10 @@ class Announcer:
             for number in itertools.count():
                 due_s = began + number / self.rate - time.monotonic()
                 try:
-                    await asyncio.wait_for(stopping.wait(), max(0.0, due_s))
+                    # Not wait_for, which gives up on what is set where it may not wait at all: who
+                    # is behind would announce until it had caught up.
+                    async with asyncio.timeout(max(0.0, due_s)):
+                        await stopping.wait()
                     return
                 except TimeoutError:
                     await window.acquire()
