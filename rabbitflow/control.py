@@ -17,14 +17,8 @@ from datetime import UTC, datetime
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
-from rabbitflow.broker import (
-    Channel,
-    ConfirmedChannel,
-    Connection,
-    lost_connections,
-    open_channel,
-    throwaway_channel,
-)
+from rabbitflow.broker import Channel, Connection, lost_connections, open_channel, throwaway_channel
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.declaration import declare
 from rabbitflow.errors import ConfigurationError, Unroutable
 from rabbitflow.inspection import look, queue_exists

@@ -14,8 +14,9 @@ from pamqp.commands import Basic
 from pydantic import ValidationError
 
 from rabbitflow import fastpath
-from rabbitflow.broker import ConfirmedChannel, ConnectionLost, NotFound
+from rabbitflow.broker import ConnectionLost, NotFound
 from rabbitflow.cipher import Cipher
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.declaration import declare
 from rabbitflow.errors import BrokerUnavailable, EventError, PublishTimeout, Unroutable
 from rabbitflow.event import Event, readable

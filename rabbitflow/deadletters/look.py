@@ -25,7 +25,6 @@ from pamqp.commands import Basic
 
 from rabbitflow.broker import (
     Channel,
-    ConfirmedChannel,
     Connection,
     ConnectionLost,
     NotFound,
@@ -35,6 +34,7 @@ from rabbitflow.broker import (
     open_channel,
     throwaway_channel,
 )
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.deadletters.letter import Letter
 from rabbitflow.errors import BrokerError, ConfigurationError
 from rabbitflow.settings import Settings

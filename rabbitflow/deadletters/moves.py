@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from rabbitflow.broker import ConfirmedChannel
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.deadletters.letter import EVERYTHING, Letter, Selection
 from rabbitflow.deadletters.look import Held, Look
 from rabbitflow.errors import ConfigurationError, EventError, Unroutable

@@ -19,13 +19,13 @@ from pamqp.commands import Basic
 
 from rabbitflow.broker import (
     Channel,
-    ConfirmedChannel,
     Connection,
     ConnectionLost,
     is_alive,
     lost_connections,
     throwaway_channel,
 )
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.declaration import declare
 from rabbitflow.errors import (
     BrokerUnavailable,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 
-from rabbitflow.broker import ConfirmedChannel
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.errors import ConfigurationError, Unroutable
 from rabbitflow.log.entry import Entry
 from rabbitflow.rate import Pacer, Rate

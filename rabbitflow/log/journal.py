@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from pamqp.commands import Basic
 
-from rabbitflow.broker import ConfirmedChannel
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.errors import BrokerError
 from rabbitflow.event import derived_id, new_event_id
 from rabbitflow.log.reading import STALLED_S, StreamReader

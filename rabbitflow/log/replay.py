@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rabbitflow.broker import ConfirmedChannel
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.errors import ConfigurationError, EventError
 from rabbitflow.log.copying import Copies, RecentIds
 from rabbitflow.log.entry import Entry

@@ -12,14 +12,8 @@ from typing import Self
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
-from rabbitflow.broker import (
-    Channel,
-    ConfirmedChannel,
-    Connection,
-    ConnectionLost,
-    lost_connections,
-    open_channel,
-)
+from rabbitflow.broker import Channel, Connection, ConnectionLost, lost_connections, open_channel
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.errors import BrokerUnavailable
 from rabbitflow.inspection import look
 from rabbitflow.settings import Settings

@@ -11,7 +11,6 @@ from enum import Enum
 from aiormq.exceptions import ChannelLockedResource
 
 from rabbitflow.broker import (
-    ConfirmedChannel,
     Connection,
     close,
     connect,
@@ -19,6 +18,7 @@ from rabbitflow.broker import (
     open_channel,
     throwaway_channel,
 )
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.declaration import compare, declare
 from rabbitflow.errors import BrokerUnavailable
 from rabbitflow.inspection import look_at, queue_exists

@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rabbitflow.broker import ConfirmedChannel, Connection
+from rabbitflow.broker import Connection
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.errors import BrokerError
 from rabbitflow.inspection import look_at
 from rabbitflow.observe.logs import configure_logging

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from rabbitflow.broker import ConfirmedChannel
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.errors import EventError
 from rabbitflow.ordering import Ordering
 from rabbitflow.topology import Names

@@ -12,7 +12,7 @@ from typing import Any
 from pamqp.commands import Basic
 
 from rabbitflow._version import __version__
-from rabbitflow.broker import ConfirmedChannel
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.copies import copied_properties
 from rabbitflow.errors import DeadLetter, Unroutable
 from rabbitflow.topology import (

@@ -16,7 +16,8 @@ import pika
 import pytest
 
 from rabbitflow import Consumer, Context, Event, Publisher, Retry
-from rabbitflow.broker import ConfirmedChannel, close, connect
+from rabbitflow.broker import close, connect
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.deadletters import look as looking
 from rabbitflow.deadletters import moves
 from rabbitflow.deadletters.letter import Letter, Selection

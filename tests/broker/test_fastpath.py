@@ -8,7 +8,8 @@ import pytest
 from pamqp.commands import Basic
 
 from rabbitflow import Consumer, Event, Publisher, Unroutable
-from rabbitflow.broker import ConfirmedChannel, NotFound
+from rabbitflow.broker import NotFound
+from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names
 from rabbitflow.worker.delivery import Delivery

@@ -18,7 +18,7 @@ from tests.harness.waiting import eventually
 from tests.harness.workers import Worker
 
 KILLS_ITSELF = """
-    from rabbitflow.broker import ConfirmedChannel
+    from rabbitflow.confirmed import ConfirmedChannel
     publish = ConfirmedChannel.publish
 
     async def publish_and_die(self, *given, **more):
