@@ -121,6 +121,19 @@ def is_alive(connection: Connection) -> bool:
     return not connection.is_closed and connection.connected.is_set()
 
 
+async def is_blocked(connection: Connection) -> bool:
+    """Whether the broker has told that it takes no publishes for now, for want of memory or disk
+    (https://www.rabbitmq.com/docs/connection-blocked)."""
+    if connection.transport is None:
+        return False
+    try:
+        async with asyncio.timeout(0):
+            await connection.transport.ready()  # at once, but for one that is blocked
+    except TimeoutError:
+        return True
+    return False
+
+
 async def open_channel(connection: Connection, settings: Settings, *, confirms: bool) -> Channel:
     """Open a channel; with ``confirms`` the broker confirms what is published on it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 
@@ -25,6 +26,7 @@ from rabbitflow.broker import (
     close_channel,
     connect,
     is_alive,
+    is_blocked,
     lost_connections,
     open_channel,
     reply_of,
@@ -64,6 +66,8 @@ class ConfirmedChannel:
         self._channel: Channel | None = None
         self._confirms: Confirms | None = None
         self._retired: deque[Channel] = deque()
+        self._heard_at = 0.0
+        self._leaving: set[asyncio.Task[None]] = set()
 
     @property
     def is_open(self) -> bool:
@@ -103,7 +107,7 @@ class ConfirmedChannel:
             try:
                 channel = await open_channel(connection, self._settings, confirms=True)
                 self._confirms = fastpath.confirms(connection, channel)
-                self._channel = channel
+                self._channel, self._heard_at = channel, time.monotonic()
                 while len(self._retired) > KEPT_CHANNELS:
                     await close_channel(self._retired.popleft(), self._settings)
             except ConnectionLost:
@@ -127,7 +131,8 @@ class ConfirmedChannel:
         id, on a new one, until ``timeout_s`` seconds (``settings.publish_timeout_s``) are over. One
         that the broker nacks is sent again on another channel for ``REFUSED_FOR_S`` seconds: when
         the leader of a quorum queue dies, RabbitMQ 3.10 goes on nacking on a channel that first met
-        the queue under its dead leader, for as long as that node is away.
+        the queue under its dead leader, for as long as that node is away. A connection on which the
+        broker confirmed nothing for a whole time-out is given up (:meth:`give_up_if_mute`).
 
         Raises:
             Unroutable: no queue took it.
@@ -148,6 +153,7 @@ class ConfirmedChannel:
                 channel = await self.open()
                 sent = True
                 await _publish(channel, self._confirms, exchange, routing_key, body, properties)
+                self._heard_at = time.monotonic()
             except (ConnectionLost, BrokerUnavailable) as error:
                 last = error
                 raise
@@ -177,11 +183,39 @@ class ConfirmedChannel:
                 raise last or BrokerUnavailable(
                     f"no broker answers at {self._settings.shown_url}"
                 ) from error
+            await self.give_up_if_mute()
             raise PublishTimeout(
                 f"{self._settings.shown_url} confirmed nothing within {timeout_s:g} s"
                 f" ({last or 'is a memory or disk alarm raised there?'});"
                 f" message {properties.message_id} may still be delivered"
             ) from error
+
+    async def give_up_if_mute(self, silent_s: float = math.inf) -> None:
+        """Publish on another connection from now on, perhaps to another node, if this one is mute.
+
+        A node of a cluster that stood still for a while may keep its connections, heartbeats and
+        all, and take no more publishes on them. Mute is one that confirmed nothing for
+        ``settings.publish_timeout_s`` seconds, although it is not blocked: of an alarm the broker
+        tells, and it would block the next connection as well. What else is unconfirmed here is sent
+        again when it is closed.
+
+        Args:
+            silent_s: for how long nothing was confirmed to who publishes by :attr:`confirms`.
+        """
+        connection = self._connection
+        silent_s = min(silent_s, time.monotonic() - self._heard_at)
+        if (
+            connection is not None
+            and silent_s >= self._settings.publish_timeout_s
+            and not await is_blocked(connection)
+            and connection is self._connection
+        ):
+            self._connection = self._channel = None
+            self._retired.clear()
+            # It may not answer to this either, and the next publish shall not wait for it.
+            leaving = asyncio.create_task(close(connection))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     def _retire(self, channel: Channel | None) -> None:
         """Use another channel from now on. The latest few stay open, to be answered."""
@@ -196,6 +230,7 @@ class ConfirmedChannel:
         self._retired.clear()
         if connection is not None:
             await close(connection)
+        await asyncio.gather(*self._leaving)
 
 
 async def _publish(

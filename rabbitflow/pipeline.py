@@ -45,7 +45,12 @@ class Pipeline:
         self._number = 0
         self._moved: asyncio.Future[None] | None = None
         self._moves_at = 0
-        self._turned_at = time.perf_counter()
+        self._turned_at = self._heard_at = time.perf_counter()
+
+    @property
+    def silent_s(self) -> float:
+        """How long ago the broker last confirmed an event here, or this began, in seconds."""
+        return time.perf_counter() - self._heard_at
 
     @property
     def is_whole(self) -> bool:
@@ -104,6 +109,7 @@ class Pipeline:
             event, sent_at = next(iter(self._unconfirmed.values()))
             left_s = sent_at + self._timeout_s - time.perf_counter()
             if left_s <= 0:
+                self._tell()
                 raise PublishTimeout(
                     f"the broker confirmed {event.type} {event.id} not within"
                     f" {self._timeout_s:g} s (is a memory or disk alarm raised there?);"
@@ -120,7 +126,8 @@ class Pipeline:
             return
         if error is None:
             event, sent_at = sent
-            self._safe.append((event, time.perf_counter() - sent_at))
+            self._heard_at = now = time.perf_counter()
+            self._safe.append((event, now - sent_at))
         else:
             self._failed[number] = sent[0]
         moved = self._moved

@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -236,8 +235,10 @@ class Publisher:
         except Exception:
             if pipeline is not None:
                 # What is on its way is heard of first; the failure that is told is the first one.
-                with suppress(PublishTimeout):
+                try:
                     await pipeline.finish()
+                except PublishTimeout:
+                    await self._channel.give_up_if_mute(pipeline.silent_s)
                 for event in pipeline.take_back():
                     self.metrics.ended(event.type, FAILED, timeout_s)
             raise

@@ -108,6 +108,44 @@ async def test_a_broker_that_never_confirms_is_a_timeout_in_bounded_time(
         assert time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["publish", "publish_many"])
+async def test_a_connection_that_confirms_nothing_for_a_whole_time_out_is_given_up(
+    settings: Settings, proxy: Proxy, probe: Probe, many: bool
+) -> None:
+    probe.declare_exchange("ORDER_PLACED")
+    tap = probe.tap("ORDER_PLACED")
+    hasty = proxied(settings, proxy, publish_timeout_s=2.0)
+    async with Publisher(settings=hasty) as publisher:
+
+        async def announce() -> None:
+            event = Event(type="ORDER_PLACED", data={})
+            if many:
+                await publisher.publish_many([event])
+            else:
+                await publisher.publish(event)
+
+        await publisher.publish("ORDER_PLACED", {}, timeout=10)
+        proxy.mute()
+        with pytest.raises(PublishTimeout):
+            await announce()
+        await announce()
+    assert proxy.accepted == 2
+    await eventually(lambda: probe.depth(tap) == 3)
+
+
+async def test_a_connection_is_kept_while_others_are_confirmed_on_it(
+    settings: Settings, proxy: Proxy, probe: Probe
+) -> None:
+    """A hasty caller's time-out says nothing of the connection."""
+    async with Publisher(settings=proxied(settings, proxy)) as publisher:
+        await publisher.publish("ORDER_PLACED", {})
+        proxy.delay_s = 0.1
+        with pytest.raises(PublishTimeout):
+            await publisher.publish("ORDER_PLACED", {}, timeout=0.05)
+        await publisher.publish("ORDER_PLACED", {})
+    assert proxy.accepted == 1
+
+
 async def test_no_broker_is_said_in_bounded_time_without_the_password() -> None:
     settings = load_settings(url="amqp://me:s3cret@127.0.0.1:1/", namespace="x")
     async with Publisher(settings=settings) as publisher:

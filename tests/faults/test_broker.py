@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from rabbitflow import Publisher, PublishTimeout
 from tests.faults.conftest import Note
 from tests.harness.broker import Probe
 from tests.harness.node import PrivateNode
@@ -122,7 +123,12 @@ async def test_under_an_alarm_a_publish_ends_with_a_clear_error_in_bounded_time(
     timeout_s = 1.5
     scene.announcer.settings = scene.settings.model_copy(update={"publish_timeout_s": timeout_s})
     await scene.begin()
-    async with scene.announcer.running():
+    async with (
+        Publisher(settings=scene.announcer.settings) as publisher,
+        scene.announcer.running(),
+    ):
+        await publisher.publish("ALARM_TESTED", {})
+        connection = await publisher.channel.connection()
         await asyncio.to_thread(node.ctl, *raise_alarm)
         try:
             await eventually(
@@ -130,6 +136,10 @@ async def test_under_an_alarm_a_publish_ends_with_a_clear_error_in_bounded_time(
                 within_s=timeout_s + 10,
                 what="publishes time out while the broker blocks them",
             )
+            with pytest.raises(PublishTimeout):
+                await publisher.publish("ALARM_TESTED", {})
+            # Its successor would be blocked as well.
+            assert await publisher.channel.connection() is connection
         finally:
             await asyncio.to_thread(node.ctl, *clear_alarm)
         cleared_at = time.time()

@@ -16,6 +16,7 @@ class Proxy:
         is_silent: nothing passes either way, and no connection ends: it is half open.
         delay_s: how long every piece is held before it is passed on, in seconds.
         refuses: new connections are closed at once.
+        accepted: how many connections clients have opened.
         asked: every byte that clients sent, for counting what they asked for.
     """
 
@@ -24,11 +25,13 @@ class Proxy:
         self.is_silent = False
         self.delay_s = 0.0
         self.refuses = False
+        self.accepted = 0
         self.asked = bytearray()
         self.port = 0
         self._target = host, port
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._muted: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -59,10 +62,15 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def mute(self) -> None:
+        """Let no answer through any more on the connections of now; later ones are passed on."""
+        self._muted |= self._writers
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuses:
             writer.transport.abort()
             return
+        self.accepted += 1
         upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
         self._writers |= {writer, upstream_writer}
         for source, sink, is_answer in (
@@ -82,8 +90,10 @@ class Proxy:
                     self.asked += data
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
-                if not (self.is_silent or (is_answer and self.swallows_answers)):
+                is_swallowed = is_answer and (self.swallows_answers or sink in self._muted)
+                if not (self.is_silent or is_swallowed):
                     sink.write(data)
                     await sink.drain()
         sink.transport.abort()
         self._writers.discard(sink)
+        self._muted.discard(sink)
