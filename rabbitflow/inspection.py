@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pamqp.commands import Basic
+
 from rabbitflow.broker import Connection, NotFound, lost_connections, throwaway_channel
 from rabbitflow.declaration import Mismatch, compare
 from rabbitflow.settings import Settings
@@ -82,6 +84,24 @@ async def look_at(
         except NotFound:
             continue
     return states
+
+
+async def taken_for_empty(connection: Connection, queue: str, settings: Settings) -> int:
+    """Return how many messages are in a queue that a look showed as empty: none, most of the time.
+
+    A quorum queue whose leader does not answer within 250 ms is shown as empty, as right after the
+    start of its broker (``rabbit_quorum_queue:stat`` of RabbitMQ 3.10). A get waits for the leader,
+    and says what is left beside the message that it takes, which goes back at once. A queue with a
+    single active consumer refuses it.
+
+    Raises:
+        ConnectionLost: the connection ended, or the leader stays silent.
+    """
+    async with throwaway_channel(connection, settings) as channel:
+        with lost_connections():
+            async with asyncio.timeout(settings.connect_timeout_s):
+                found = (await channel.basic_get(queue)).delivery
+    return (found.message_count or 0) + 1 if isinstance(found, Basic.GetOk) else 0
 
 
 async def exchange_exists(connection: Connection, exchange: str, settings: Settings) -> bool:

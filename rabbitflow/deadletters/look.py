@@ -21,7 +21,6 @@ from typing import Self
 
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
-from pamqp.commands import Basic
 
 from rabbitflow.broker import (
     Channel,
@@ -37,6 +36,7 @@ from rabbitflow.broker import (
 from rabbitflow.confirmed import ConfirmedChannel
 from rabbitflow.deadletters.letter import Letter
 from rabbitflow.errors import BrokerError, ConfigurationError
+from rabbitflow.inspection import taken_for_empty
 from rabbitflow.settings import Settings
 from rabbitflow.topology import HOLDING_DELIVERY_LIMIT, Names
 
@@ -122,7 +122,9 @@ class Look:
         connection = await connect(self._settings, self._connection_name)
         try:
             await self._lock(connection)
-            self.count = await self._depth(connection) or await self._not_empty(connection)
+            self.count = await self._depth(connection)
+            if not self.count:
+                self.count = await taken_for_empty(connection, self._queue, self._settings)
         except BaseException:
             await close(connection)
             raise
@@ -279,19 +281,6 @@ class Look:
                     # Who may only read and write may look all the same.
                     logger.warning("this user may declare no queue, so nothing keeps others away")
         return True
-
-    async def _not_empty(self, connection: Connection) -> int:
-        """How many there are in a queue that is shown as empty.
-
-        So is every quorum queue that has no leader, as right after the start of its broker
-        (``rabbit_quorum_queue:stat`` answers 0 then). A get waits for the leader and says what is
-        left beside the message that it takes, which goes back at once.
-        """
-        async with throwaway_channel(connection, self._settings) as channel:
-            with lost_connections():
-                async with asyncio.timeout(self._settings.connect_timeout_s):
-                    found = (await channel.basic_get(self._queue)).delivery
-        return (found.message_count or 0) + 1 if isinstance(found, Basic.GetOk) else 0
 
     async def _depth(self, connection: Connection) -> int:
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from rabbitflow import control
 from rabbitflow.declaration import declare
 from rabbitflow.errors import BrokerUnavailable, ConfigurationError
-from rabbitflow.inspection import difference, look
+from rabbitflow.inspection import difference, look, taken_for_empty
 from rabbitflow.migration.copying import held, returned
 from rabbitflow.migration.logs import replace_log
 from rabbitflow.migration.queues import SETTLE_S, Bench, Phase, Progress
@@ -278,7 +278,9 @@ class _Migration:
                 return True
             case Phase.DONE if is_leaving:
                 found = await look(bench.connection, retry.name, bench.settings)
-                return bool(found and found.messages)
+                if found is None or found.messages:
+                    return found is not None
+                return await taken_for_empty(bench.connection, retry.name, bench.settings) > 0
         return False
 
     async def _put_in_place(self) -> None:

@@ -108,15 +108,20 @@ class Mover:
 
         Raises:
             StillArriving: messages kept coming for longer.
+            BrokerUnavailable: nothing came for ``STALLED_S`` seconds, and it is not empty.
             BrokerError: a copy was not confirmed; its message stays in the source.
         """
         emptied_at: float | None = None
+        moved_at = time.monotonic()
         while True:
             batch = await self._next(quiet_s)
             if batch:
                 await self._move(batch)
+                moved_at = time.monotonic()
             elif await self._is_empty():
                 return
+            elif time.monotonic() - moved_at > quiet_s + STALLED_S:
+                raise self._stalled()
             if within_s is None:
                 continue
             now = time.monotonic()
@@ -134,10 +139,7 @@ class Mover:
         while not done():
             batch = await self._next(STALLED_S)
             if not batch:
-                raise BrokerUnavailable(
-                    f"{self._source} gave nothing for {STALLED_S:g} s, and its end is not reached;"
-                    " run the same command again"
-                )
+                raise self._stalled()
             await self._move(batch)
 
     async def until_caught_up(self) -> None:
@@ -155,6 +157,12 @@ class Mover:
             if is_last:
                 return
 
+    def _stalled(self) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"{self._source} gave nothing for {STALLED_S:g} s, and its end is not reached;"
+            " run the same command again"
+        )
+
     async def _waiting(self) -> int:
         found = await look(self._connection, self._source, self._settings)
         return 0 if found is None else found.messages + len(self._arrived)
@@ -170,7 +178,10 @@ class Mover:
             await self._move(batch)
 
     async def _is_empty(self) -> bool:
-        if await self._waiting():
+        found = await look(self._connection, self._source, self._settings)
+        if found is not None and (found.messages or not found.consumers):
+            # A quorum queue whose leader is silent is shown without a message and without a
+            # consumer, and we are one.
             return False
         # Handed to us and on their way? The answer to this comes after them.
         await self._ask_for(WINDOW)
