@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pika.exceptions
 import pytest
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
+from yarl import URL
 
 from rabbitflow.settings import Settings
 from tests.harness.broker import remove_namespace
@@ -63,6 +66,21 @@ def node(first_node: PrivateNode) -> PrivateNode:
 def amqp_url(node: PrivateNode) -> str:
     """Faults happen to a private node only."""
     return node.url
+
+
+@pytest.fixture
+def user(node: PrivateNode) -> Iterator[tuple[str, str]]:
+    """A user who may do everything, until a test says otherwise."""
+    name, password = f"user-{secrets.token_hex(4)}", secrets.token_hex(8)
+    node.ctl("add_user", name, password)
+    node.ctl("set_permissions", name, ".*", ".*", ".*")
+    yield name, password
+    node.ctl("delete_user", name)
+
+
+def as_user(settings: Settings, name: str, password: str, vhost: str = "/") -> Settings:
+    url = URL(settings.broker_url).with_user(name).with_password(password).with_path(vhost)
+    return settings.model_copy(update={"url": SecretStr(str(url))})
 
 
 @pytest.fixture

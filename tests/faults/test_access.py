@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
-from yarl import URL
 
 from rabbitflow.settings import Settings
-from tests.faults.conftest import Note
+from tests.faults.conftest import Note, as_user
 from tests.harness.broker import Probe
 from tests.harness.node import PrivateNode
 from tests.harness.scene import PAYMENT, Scene
@@ -21,21 +18,6 @@ from tests.harness.waiting import eventually
 from tests.harness.workers import Worker
 
 EXIT_CONFIGURATION = 78
-
-
-@pytest.fixture
-def user(node: PrivateNode) -> Iterator[tuple[str, str]]:
-    """A user who may do everything, until a test says otherwise."""
-    name, password = f"user-{secrets.token_hex(4)}", secrets.token_hex(8)
-    node.ctl("add_user", name, password)
-    node.ctl("set_permissions", name, ".*", ".*", ".*")
-    yield name, password
-    node.ctl("delete_user", name)
-
-
-def as_user(settings: Settings, name: str, password: str, vhost: str = "/") -> Settings:
-    url = URL(settings.broker_url).with_user(name).with_password(password).with_path(vhost)
-    return settings.model_copy(update={"url": SecretStr(str(url))})
 
 
 def refused_at_start(settings: Settings, directory: Path) -> str:
