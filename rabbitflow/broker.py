@@ -202,6 +202,11 @@ def lost_connections() -> Iterator[None]:
     except (RuntimeError, AMQPError, OSError, TimeoutError) as error:
         # The client says "closed" with a bare RuntimeError here, with a kind of its own there.
         raise ConnectionLost(f"the connection was lost: {reply_of(error)}") from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # What the client says of a call on a connection that this process closes meanwhile.
+        raise ConnectionLost("the connection was closed under a call") from error
 
 
 def reply_of(error: BaseException) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pika
@@ -56,6 +57,17 @@ class Probe:
     ) -> None:
         """Publish as any client would."""
         self._channel.basic_publish(exchange, key, body, properties)
+
+    @contextmanager
+    def confirming(self) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+        """A channel on which a publish returns when the broker has the message: what is not
+        confirmed may be gone when a connection is closed."""
+        channel = self._connection.channel()
+        channel.confirm_delivery()
+        try:
+            yield channel
+        finally:
+            channel.close()
 
     def depth(self, queue: str) -> int:
         """Messages that wait in a queue; -1 where there is no such queue."""

@@ -46,10 +46,14 @@ def declare_otherwise(probe: Probe, changes: Mapping[str, Mapping[str, Any]]) ->
 
 
 def fill(probe: Probe, queue: str, count: int, expiration: str | None = None) -> set[str]:
+    """Put messages into a queue, each confirmed, and return their ids."""
     ids = [uuid.uuid4().hex for _ in range(count)]
-    for one in ids:
-        properties = pika.BasicProperties(message_id=one, expiration=expiration, delivery_mode=2)
-        probe.publish("", queue, b"{}", properties)
+    with probe.confirming() as channel:
+        for one in ids:
+            properties = pika.BasicProperties(
+                message_id=one, expiration=expiration, delivery_mode=2
+            )
+            channel.basic_publish("", queue, b"{}", properties)
     return set(ids)
 
 

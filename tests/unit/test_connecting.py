@@ -9,7 +9,7 @@ import gc
 import pytest
 
 from rabbitflow import BrokerUnavailable
-from rabbitflow.broker import connect, lost_connections
+from rabbitflow.broker import ConnectionLost, connect, lost_connections
 from rabbitflow.settings import load_settings
 from tests.harness.node import free_port
 
@@ -45,3 +45,14 @@ async def test_a_time_out_that_the_client_takes_for_an_end_is_over() -> None:
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"), [(Exception(), ConnectionLost), (KeyError(), KeyError)]
+)
+async def test_what_the_client_says_of_a_connection_that_we_close_is_a_lost_one(
+    raised: Exception, told: type[Exception]
+) -> None:
+    """It ends the calls under way with a bare Exception; a kind of its own is another's."""
+    with pytest.raises(told), lost_connections():
+        raise raised
