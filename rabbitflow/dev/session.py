@@ -57,6 +57,7 @@ async def develop(plan: Plan, settings: Settings, show: Show) -> int:
         def discovered(discovery: Discovery) -> None:
             for consumer in discovery.consumers:
                 types.update(consumer.event_types)
+            tap.ask_again()
 
         def ended(consumer: str, ends: Sequence[tuple[str, str]]) -> None:
             board.ended(consumer, ends)

@@ -15,6 +15,7 @@ from rabbitflow.errors import BrokerError
 from rabbitflow.event import derived_id, type_of
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Names, event_topology
+from rabbitflow.worker.waiting import first_of
 
 BIND_EVERY_S = 1.0
 
@@ -30,7 +31,7 @@ class Tap:
 
     Args:
         settings: where to listen.
-        event_types: returns those to hear; asked again every second.
+        event_types: returns those to hear; asked again every second, and when told to.
         on_announced: called with each event, in the event loop.
     """
 
@@ -44,6 +45,11 @@ class Tap:
         self._names = Names(settings.namespace)
         self._event_types = event_types
         self._on_announced = on_announced
+        self._told = asyncio.Event()
+
+    def ask_again(self) -> None:
+        """There are further event types: hear them from now on, before anybody announces one."""
+        self._told.set()
 
     async def listen(self) -> None:
         """Listen until cancelled, over one connection after the other."""
@@ -74,7 +80,8 @@ class Tap:
                     async with asyncio.timeout(settings.connect_timeout_s):
                         await channel.queue_bind(queue, self._names.exchange(event_type))
                 bound.add(event_type)
-            await asyncio.sleep(BIND_EVERY_S)
+            await first_of(self._told, within_s=BIND_EVERY_S)
+            self._told.clear()
 
     async def _heard(self, message: DeliveredMessage) -> None:
         properties, exchange = message.header.properties, message.exchange or ""
