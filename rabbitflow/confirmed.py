@@ -185,7 +185,7 @@ class ConfirmedChannel:
                 ) from error
             await self.give_up_if_mute()
             raise PublishTimeout(
-                f"{self._settings.shown_url} confirmed nothing within {timeout_s:g} s"
+                f"{self._settings.shown_url} confirmed nothing within {round(timeout_s, 2):g} s"
                 f" ({last or 'is a memory or disk alarm raised there?'});"
                 f" message {properties.message_id} may still be delivered"
             ) from error
