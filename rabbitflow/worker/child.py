@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rabbitflow.consumer import Consumer
 from rabbitflow.errors import AccessRefused, ConfigurationError
@@ -145,9 +145,9 @@ def new_event_loop_runner() -> Callable[[Coroutine[Any, Any, int]], int]:
     return uvloop.run
 
 
-def main() -> None:
-    """Read the order, run the consumer, end with a code that says what the supervisor should do."""
-    line = socket.socket(fileno=int(sys.argv[2]))
+def run(line: socket.socket) -> NoReturn:
+    """Read the order from ``line``, run the consumer, and end the process with a code that says
+    what the supervisor should do."""
     last_words = line.dup()  # the event loop closes its own
     order = Order(**json.loads(_first_line(line)))
     configure_logging(order.log_format, order.log_level)
@@ -182,7 +182,7 @@ def _first_line(line: socket.socket) -> bytes:
     while not received.endswith(b"\n"):
         chunk = line.recv(65536)
         if not chunk:
-            sys.exit(0)  # the supervisor is gone already
+            os._exit(0)  # the supervisor is gone already
         received += chunk
     return bytes(received)
 
@@ -196,4 +196,4 @@ def _tell(line: socket.socket, failure: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(socket.socket(fileno=int(sys.argv[2])))

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rabbitflow.observe.metrics import Figures
+from rabbitflow.worker.forking import END_UNSEEN
+from rabbitflow.worker.starting import Process, Starter
 
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: starting again won't help, so nobody should."""
@@ -93,9 +93,7 @@ class Child:
     """One running child. The socket to it is also its life line: when it closes, the child stops,
     so that a supervisor that is killed leaves nobody behind."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, own_end: socket.socket, on_ended: OnEnded | None
-    ) -> None:
+    def __init__(self, process: Process, on_ended: OnEnded | None) -> None:
         self.process = process
         self.beat = Beat()
         self.has_beaten = False
@@ -103,34 +101,28 @@ class Child:
         self.heard_at = time.monotonic()
         self.failure: str | None = None
         self.killed_because: str | None = None
-        self._own_end = own_end
         self._on_ended = on_ended
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, order: Order, on_ended: OnEnded | None = None) -> Child:
-        """Start a child and give it its order. ``on_ended`` is called with how its events ended."""
-        own_end, childs_end = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "rabbitflow.worker.child",
-                order.consumer,
-                str(childs_end.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(childs_end.fileno(),),
-                # A process group of its own: Ctrl-C in a terminal is the supervisor's to hear.
-                process_group=0,
-            )
-        except BaseException:
-            own_end.close()
-            raise
-        finally:
-            childs_end.close()
-        child = cls(process, own_end, on_ended)
-        reader, child._writer = await asyncio.open_connection(sock=own_end, limit=LINE_LIMIT_BYTES)
+    async def start(
+        cls, order: Order, starter: Starter, on_ended: OnEnded | None = None, *, forks: bool
+    ) -> Child:
+        """Start a child and give it its order.
+
+        Args:
+            order: what it is told.
+            starter: what gives it a process.
+            on_ended: called with how its events ended.
+            forks: whether it may be forked.
+
+        Raises:
+            OSError: the system gives no process.
+        """
+        process, line = await starter.start(order.consumer, forks=forks)
+        child = cls(process, on_ended)
+        reader, child._writer = await asyncio.open_connection(sock=line, limit=LINE_LIMIT_BYTES)
         with contextlib.suppress(ConnectionError):
             # A child that died at once closes its end; its exit status says more.
             child._writer.write(json.dumps(_as_dict(order)).encode() + b"\n")
@@ -185,6 +177,8 @@ class Child:
 
 def ended(status: int) -> str:
     """Say how a process ended, from its exit status."""
+    if status == END_UNSEEN:
+        return "nobody saw how"
     if status >= 0:
         return f"exit code {status}"
     try:

@@ -30,6 +30,7 @@ from rabbitflow.worker.process import (
 )
 from rabbitflow.worker.report import Report
 from rabbitflow.worker.slot import Slot, consumer_states, end_reason, readiness
+from rabbitflow.worker.starting import Starter
 from rabbitflow.worker.waiting import first_of
 
 FIRST_PAUSE_S = 0.1
@@ -197,11 +198,13 @@ class Supervisor:
             if slot.label in earlier:
                 slot.continue_from(earlier[slot.label])
         self.slots = slots
+        starter = Starter()
         try:
             async with asyncio.TaskGroup() as group:
                 for slot in self.slots:
-                    group.create_task(self._keep(slot))
+                    group.create_task(self._keep(slot, starter))
         finally:
+            await starter.close()
             for slot in self.slots:
                 slot.note.close()
         return EXIT_CONFIGURATION if all(slot.is_refused for slot in self.slots) else 0
@@ -233,16 +236,26 @@ class Supervisor:
             logger.info("%d files changed; starting anew", len(changed))
             self.restart()
 
-    async def _keep(self, slot: Slot) -> None:
+    async def _keep(self, slot: Slot, starter: Starter) -> None:
         """Keep a child running in ``slot``. Tasks of other slots never wait for this one."""
         pause_s = FIRST_PAUSE_S
         after_crash = False
+        # The process that forks takes memory, which one child that lives does not give back.
+        forks = len(self.slots) > 1
         while not self._is_ending():
             slot.note.clear()
             started_at = time.monotonic()
-            child = slot.child = await Child.start(
-                self._order(slot, after_crash=after_crash), self._telling(slot)
-            )
+            order = self._order(slot, after_crash=after_crash)
+            try:
+                child = slot.child = await Child.start(
+                    order, starter, self._telling(slot), forks=forks
+                )
+            except OSError as error:
+                logger.error("%s can't be started, and is tried again: %s", slot.label, error)
+                slot.failed_starts += not slot.was_ready
+                pause_s = await self._pause(pause_s)
+                continue
+            forks = True
             status = await self._attend(slot, child)
             if self._is_ending() and status in ORDERLY_EXITS:
                 return
@@ -260,8 +273,12 @@ class Supervisor:
             # One bad event after the other is no crash loop: each is found, and set aside.
             if is_steady or slot.note.has_progress or status == EXIT_REPLACE:
                 pause_s = FIRST_PAUSE_S
-            await first_of(self._stopping, self._restarting, within_s=pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = await self._pause(pause_s)
+
+    async def _pause(self, pause_s: float) -> float:
+        """Wait before another start; return how long to wait before the next."""
+        await first_of(self._stopping, self._restarting, within_s=pause_s)
+        return min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _telling(self, slot: Slot) -> OnEnded | None:
         return self._on_ended and partial(self._on_ended, slot.found.name)

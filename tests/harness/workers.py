@@ -107,7 +107,7 @@ class Worker:
 
     def child(self, consumer: str) -> psutil.Process:
         """The process that runs a consumer."""
-        for process in psutil.Process(self.pid).children():
+        for process in self.children():
             if consumer in process.cmdline():
                 return process
         raise AssertionError(f"no child runs {consumer}: {self.log()}")
