@@ -68,13 +68,9 @@ class Starter:
         Raises:
             OSError: the system gives no process.
         """
-        if forks and self._can_fork:
+        if forks and (server := await self._forking()) is not None:
             try:
-                server = await self._forking()
                 return await _with_line(partial(server.fork, consumer))
-            except CannotFork as error:
-                self._can_fork = False
-                logger.info("every child starts an interpreter of its own: %s", error)
             except ForkServerLost as error:
                 logger.warning("%s is started without the process that forks: %s", consumer, error)
         return await _with_line(partial(_spawn, consumer))
@@ -84,11 +80,15 @@ class Starter:
         if self._server is not None:
             await self._server.close()
 
-    async def _forking(self) -> ForkServer:
+    async def _forking(self) -> ForkServer | None:
         async with self._renewing:
-            if self._server is None or self._server.is_lost:
-                self._server = await ForkServer.start()
-            return self._server
+            if self._can_fork and (self._server is None or self._server.is_lost):
+                try:
+                    self._server = await ForkServer.start()
+                except CannotFork as error:
+                    self._can_fork = False
+                    logger.info("every child starts an interpreter of its own: %s", error)
+            return self._server if self._can_fork else None
 
 
 async def _with_line(

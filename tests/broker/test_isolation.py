@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 
+import psutil
 import pytest
 
 from rabbitflow import Event, Publisher, control
@@ -109,6 +111,27 @@ async def test_a_crash_loop_of_one_consumer_does_not_delay_another(
         await eventually(lambda number=number: len(worker.ledger.of("payment")) == number)
     late = [effect.at - sent_at[effect.event_id] for effect in worker.ledger.of("payment")]
     assert max(late) < 0.5
+
+
+async def test_a_child_that_cannot_be_started_is_tried_again_and_its_neighbour_runs_on(
+    worker: Worker, publisher: Publisher
+) -> None:
+    worker.module("rating", RATING.format(death="pass"))
+    worker.module("payment", PAYMENT)
+    worker.start()
+    await worker.ready("rating")
+    await worker.ready("payment")
+    supervisor = psutil.Process(worker.pid)
+    limits = supervisor.rlimit(resource.RLIMIT_NOFILE)
+    supervisor.rlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    worker.child("rating").kill()
+    await eventually(lambda: worker.said("rating can't be started, and is tried again") > 1)
+    await publisher.publish("ORDER_PLACED", {"number": 1})
+    await eventually(lambda: worker.ledger.of("payment"))
+    supervisor.rlimit(resource.RLIMIT_NOFILE, limits)
+    await eventually(lambda: worker.ledger.of("rating"))
+    assert worker.said("Too many open files")
+    assert not worker.said("Traceback")
 
 
 async def test_metrics_and_readiness_follow_a_killed_child(

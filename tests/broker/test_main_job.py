@@ -196,11 +196,18 @@ async def test_events_not_finished_within_the_shutdown_timeout_go_back(
     assert probe.depth(probe.names.queue("payment")) == 2
 
 
-async def test_a_supervisor_that_is_killed_leaves_nobody_behind(worker: Worker) -> None:
-    worker.module("payment", reacts("payment"))
+@pytest.mark.parametrize("consumers", [["payment"], ["payment", "email"]])
+async def test_a_supervisor_that_is_killed_leaves_nobody_behind(
+    worker: Worker, consumers: list[str]
+) -> None:
+    for name in consumers:
+        worker.module(name, reacts(name))
     worker.start()
-    await worker.ready("payment")
+    for name in consumers:
+        await worker.ready(name)
     children = worker.children()
+    forks = any("rabbitflow.worker.forkserver" in child.cmdline() for child in children)
+    assert forks == (len(consumers) > 1)
     psutil.Process(worker.pid).kill()
     worker.exit_code()
     await eventually(lambda: not any(child.is_running() for child in children))

@@ -6,7 +6,8 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -174,21 +175,43 @@ async def test_a_start_that_is_given_up_leaves_nobody(children: Children) -> Non
     await eventually(lambda: [p.pid for p in server.children()][1:] == [following.process.pid])
 
 
-async def test_without_a_descriptor_no_child_is_started_and_later_one_is(
+@contextmanager
+def descriptors_left(process: psutil.Process, spare: int) -> Iterator[None]:
+    listed = list(Path(f"/proc/{process.pid}/fd").iterdir())
+    # Not the one by which they were listed.
+    used = {int(path.name) for path in listed if path.is_symlink()}
+    free = sorted(set(range(len(used) + spare + 1)) - used)
+    limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (free[spare], limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+
+
+async def test_a_server_without_descriptors_says_so_and_serves_on(children: Children) -> None:
+    server = server_of(await children.waiting())
+    # None for the child's line, then none for what stands for the child.
+    for spare in (0, 1):
+        with descriptors_left(server, spare), pytest.raises(OSError, match="Too many open files"):
+            await children.start("waits")
+        assert len(server.children()) == 1
+    assert server_of(await children.waiting()) == server
+
+
+async def test_without_descriptors_nothing_is_started_and_nobody_is_left(
     children: Children,
 ) -> None:
     server = server_of(await children.waiting())
-    limits = server.rlimit(resource.RLIMIT_NOFILE)
-    used = {int(path.name) for path in Path(f"/proc/{server.pid}/fd").iterdir()}
-    lowest = min(set(range(1024)) - used)
-    # None for the child's line, then none for what stands for the child.
-    for spare in (0, 1):
-        server.rlimit(resource.RLIMIT_NOFILE, (lowest + spare, limits[1]))
-        with pytest.raises(OSError, match="Too many open files"):
+    # None for the socket to the child, then none for what stands for the child.
+    for spare in (0, 2):
+        with (
+            descriptors_left(psutil.Process(), spare),
+            pytest.raises(OSError, match="Too many open files"),
+        ):
             await children.start("waits")
-        assert len(server.children()) == 1
-    server.rlimit(resource.RLIMIT_NOFILE, limits)
-    assert isinstance((await children.waiting()).process, Fork)
+    await eventually(lambda: not server.is_running())
+    assert server_of(await children.waiting()) != server
 
 
 async def test_where_every_python_has_threads_nothing_is_forked(
