@@ -27,6 +27,7 @@ from rabbitflow.worker.process import (
     EXIT_BROKER_LOST,
     EXIT_CONFIGURATION,
     EXIT_REPLACE,
+    LAST_WORDS_WITHIN_S,
     LINE_LIMIT_BYTES,
     Beat,
     Order,
@@ -148,10 +149,11 @@ def new_event_loop_runner() -> Callable[[Coroutine[Any, Any, int]], int]:
 def run(line: socket.socket) -> NoReturn:
     """Read the order from ``line``, run the consumer, and end the process with a code that says
     what the supervisor should do."""
+    line.set_inheritable(False)
     last_words = line.dup()  # the event loop closes its own
     order = Order(**json.loads(_first_line(line)))
     configure_logging(order.log_format, order.log_level)
-    code = 1
+    code, failure = 1, None
     try:
         consumer = load_consumer(order.module, order.consumer)
         # What was imported stays: a collection that looked at it would hold the events up, for
@@ -160,19 +162,18 @@ def run(line: socket.socket) -> NoReturn:
         gc.freeze()
         code = new_event_loop_runner()(_run(order, line, consumer))
     except (ConfigurationError, AccessRefused) as error:
-        _tell(last_words, str(error))
-        code = EXIT_CONFIGURATION
+        code, failure = EXIT_CONFIGURATION, str(error)
     except BrokerLost as error:
-        _tell(last_words, str(error))
-        code = EXIT_BROKER_LOST
+        code, failure = EXIT_BROKER_LOST, str(error)
     except Exception:
         logger.exception("%s failed in a way that is not its handlers'", order.consumer)
     finally:
-        # Not sys.exit: that waits for threads, and a hung handler's thread never ends.
         flush_traces()
+        _say_last(last_words, code, failure)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
+        # Not sys.exit: that waits for threads, and a hung handler's thread never ends.
         os._exit(code)
 
 
@@ -187,12 +188,16 @@ def _first_line(line: socket.socket) -> bytes:
     return bytes(received)
 
 
-def _tell(line: socket.socket, failure: str) -> None:
+def _say_last(line: socket.socket, status: int, failure: str | None) -> None:
+    """Tell the supervisor how this process ends: it may not be able to see it."""
+    told = json.dumps({"status": status, "failure": failure}).encode()
     try:
-        line.setblocking(True)
-        line.sendall(json.dumps({"failure": failure}).encode() + b"\n")
+        line.settimeout(LAST_WORDS_WITHIN_S)
+        # On a line of its own, also after one that the event loop did not get out whole.
+        line.sendall(b"\n" + told + b"\n")
     except OSError:
-        logger.error("%s", failure)
+        if failure is not None:
+            logger.error("%s", failure)
 
 
 if __name__ == "__main__":

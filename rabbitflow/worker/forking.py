@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Self
 
 MESSAGE_BYTES = 4096
 START_WITHIN_S = 60.0
-FORK_WITHIN_S = 10.0
+ANSWER_WITHIN_S = 10.0
 END_UNSEEN = 256
 """The status of a child whose end nobody saw, because the process that forked it had ended before:
 no exit code, and no signal."""
 
 
 class CannotFork(Exception):
-    """This worker can't have children forked, now or later."""
+    """Children can't be forked here, now or later."""
 
 
 class ForkServerLost(Exception):
@@ -30,13 +32,22 @@ class ForkServerLost(Exception):
 
 class Fork:
     """A child that was forked. It is known by a file descriptor (pidfd_open(2)), so that a signal
-    never hits a later process of the same id."""
+    never hits a later process of the same id.
 
-    def __init__(self, pid: int, pidfd: int) -> None:
+    Args:
+        pid: its id.
+        pidfd: the descriptor, which is closed with its end.
+        on_seen: called when it has ended, which does not say how.
+    """
+
+    def __init__(self, pid: int, pidfd: int, on_seen: Callable[[Fork], object]) -> None:
         self.pid = pid
         self.returncode: int | None = None
+        self.is_seen_ended = False
         self._pidfd = pidfd
+        self._on_seen = on_seen
         self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(pidfd, self._see)
         self._ended: asyncio.Future[int] = self._loop.create_future()
 
     async def wait(self) -> int:
@@ -56,24 +67,26 @@ class Fork:
     def end(self, status: int) -> None:
         """Note how it ended."""
         self.returncode = status
+        self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._ended.set_result(status)
 
-    def watch(self) -> None:
-        """Look for its end without the process that forked it."""
-        self._loop.add_reader(self._pidfd, self._see_end)
-
-    def _see_end(self) -> None:
-        self._loop.remove_reader(self._pidfd)
+    def end_unseen(self) -> None:
+        """Note that it ended and nobody tells how."""
         status = END_UNSEEN
         # It is ours to ask about where orphans come to us, as they do to the first process of a
         # container.
-        with contextlib.suppress(ChildProcessError):
-            seen = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        with contextlib.suppress(OSError):
+            seen = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
             if seen is not None:
                 has_exited = seen.si_code == os.CLD_EXITED
                 status = seen.si_status if has_exited else -seen.si_status
         self.end(status)
+
+    def _see(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self.is_seen_ended = True
+        self._on_seen(self)
 
 
 class ForkServer:
@@ -85,6 +98,7 @@ class ForkServer:
         self._line = line
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._asking = asyncio.Lock()
         self._asked: deque[asyncio.Future[Fork]] = deque()
         self._forks: dict[int, Fork] = {}
         self._loop.add_reader(line, self._hear)
@@ -94,7 +108,8 @@ class ForkServer:
         """Start it, and return when it can fork.
 
         Raises:
-            CannotFork: it can't, and says why.
+            CannotFork: it says that it never will.
+            ForkServerLost: it ended, or did not get that far in time.
             OSError: the system gives no process.
         """
         own_end, servers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -119,7 +134,7 @@ class ForkServer:
                 await server._ready
         except TimeoutError:
             await server.close()
-            raise CannotFork(f"it was not ready within {START_WITHIN_S:.0f} s") from None
+            raise ForkServerLost(f"it was not ready within {START_WITHIN_S:g} s") from None
         except BaseException:
             await server.close()
             raise
@@ -130,30 +145,35 @@ class ForkServer:
 
         Raises:
             ForkServerLost: nobody forks any more; close ``line``, which a child may have got.
-            OSError: the system gives no process.
+            OSError: the system gives no process, or no descriptor for it.
         """
-        if self.is_lost:
-            raise ForkServerLost("it has ended")
-        asked: asyncio.Future[Fork] = self._loop.create_future()
-        try:
-            socket.send_fds(self._line, [consumer.encode()], [line.fileno()])
+        # One after the other: the deadline is for a fork, not for a hundred at a start.
+        async with self._asking:
+            if self.is_lost:
+                raise ForkServerLost("it has ended")
+            asked: asyncio.Future[Fork] = self._loop.create_future()
+            try:
+                socket.send_fds(self._line, [consumer.encode()], [line.fileno()])
+            except (ConnectionError, BlockingIOError) as error:
+                self._end_it("it takes no more requests")
+                raise ForkServerLost("it takes no more requests") from error
             self._asked.append(asked)
-            async with asyncio.timeout(FORK_WITHIN_S):
-                return await asked
-        except (ConnectionError, BlockingIOError, TimeoutError) as error:
-            self._lose("it does not answer")
-            raise ForkServerLost("it does not answer") from error
+            try:
+                await asyncio.wait({asked}, timeout=ANSWER_WITHIN_S)
+                if not asked.done():
+                    self._end_it(f"it did not answer within {ANSWER_WITHIN_S:g} s")
+                return asked.result()
+            finally:
+                asked.cancel()
 
     async def close(self) -> None:
         """End it. Its children live on."""
-        self._lose("it was ended")
+        self._end_it("it was closed")
         await self._process.wait()
 
     def _hear(self) -> None:
         try:
-            text, pidfds, _, _ = socket.recv_fds(
-                self._line, MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            text, pidfds, _, _ = socket.recv_fds(self._line, MESSAGE_BYTES, 1)
         except BlockingIOError:
             return
         except ConnectionError:
@@ -163,39 +183,68 @@ class ForkServer:
             return
         message: dict[str, Any] = json.loads(text)
         if "status" in message:
-            self._forks.pop(message["pid"]).end(message["status"])
-        elif "pid" in message and not pidfds:
-            self._lose("no file descriptor is left for it")
+            fork = self._forks.pop(message["pid"], None)
+            if fork is not None:
+                fork.end(message["status"])
         elif "pid" in message:
-            fork = self._forks[message["pid"]] = Fork(message["pid"], pidfds[0])
-            asked = self._asked.popleft()
-            if asked.done():
-                fork.kill()  # who asked has gone
-            else:
-                asked.set_result(fork)
+            self._take(message["pid"], pidfds)
         elif "errno" in message:
-            asked = self._asked.popleft()
-            if not asked.done():
-                asked.set_exception(OSError(message["errno"], os.strerror(message["errno"])))
-        elif "refused" in message:
-            self._ready.set_exception(CannotFork(message["refused"]))
+            self._refuse(message["errno"])
+        elif not self._ready.done():
+            if "refused" in message:
+                self._ready.set_exception(CannotFork(message["refused"]))
+            else:
+                self._ready.set_result(None)
+
+    def _take(self, pid: int, pidfds: list[int]) -> None:
+        """Hand a new child to who asked for it."""
+        if not pidfds:
+            # Its line is closed now, so it ends by itself.
+            self._refuse(errno.EMFILE)
+            return
+        os.set_inheritable(pidfds[0], False)
+        fork = self._forks[pid] = Fork(pid, pidfds[0], self._see_end)
+        asked = self._asked.popleft()
+        if asked.done():
+            # Who asked has gone.
+            with contextlib.suppress(ProcessLookupError):
+                fork.kill()
         else:
-            self._ready.set_result(None)
+            asked.set_result(fork)
+
+    def _refuse(self, code: int) -> None:
+        asked = self._asked.popleft()
+        if not asked.done():
+            asked.set_exception(OSError(code, os.strerror(code)))
+
+    def _see_end(self, fork: Fork) -> None:
+        if self.is_lost:
+            fork.end_unseen()
+        else:
+            self._loop.call_later(ANSWER_WITHIN_S, self._expect_told, fork)
+
+    def _expect_told(self, fork: Fork) -> None:
+        if fork.returncode is None:
+            self._end_it("it does not tell how a child ended")
+
+    def _end_it(self, why: str) -> None:
+        """End it without asking: it has nothing to finish. A child that it has forked and not told
+        of finds its own line closed, and ends."""
+        if not self.is_lost:
+            self._lose(why)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     def _lose(self, why: str) -> None:
-        """End it: it has nothing to finish. A child that it has forked and not told of finds its
-        own line closed, and ends."""
         if self.is_lost:
             return
         self.is_lost = True
         self._loop.remove_reader(self._line)
         self._line.close()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        if not self._ready.done():
-            self._ready.set_exception(CannotFork(why))
-        for asked in self._asked:
-            if not asked.done():
-                asked.set_exception(ForkServerLost(why))
+        waited_for: list[asyncio.Future[Any]] = [self._ready, *self._asked]
+        for waiting in waited_for:
+            if not waiting.done():
+                waiting.set_exception(ForkServerLost(why))
         for fork in self._forks.values():
-            fork.watch()
+            if fork.is_seen_ended and fork.returncode is None:
+                fork.end_unseen()

@@ -46,6 +46,8 @@ class Server:
     def __init__(self, line: socket.socket, dispositions: Dispositions) -> None:
         self._line = line
         self._dispositions = dispositions
+        # What the kernel and `top` call it; a new title would change it as well.
+        self._short_name = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
         self._poll = select.poll()
         self._poll.register(line, select.POLLIN)
         self._pids: dict[int, int] = {}
@@ -61,9 +63,7 @@ class Server:
                 if ready in self._pids:
                     self._tell_end(ready)
                     continue
-                name, lines, _, _ = socket.recv_fds(
-                    self._line, NAME_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-                )
+                name, lines, _, _ = socket.recv_fds(self._line, NAME_BYTES, 1)
                 if not name:
                     return
                 if not lines:
@@ -118,7 +118,9 @@ class Server:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
             sys.orig_argv[:] = child_command(consumer, childs_line.fileno())
             sys.argv[:] = [child.__file__, *sys.orig_argv[3:]]
+            sys.modules["__main__"] = child
             setproctitle.setproctitle(" ".join(sys.orig_argv))
+            setproctitle.setthreadtitle(self._short_name)
             child.run(childs_line)
         except BaseException:
             traceback.print_exc()
@@ -131,6 +133,8 @@ class Server:
 def main() -> None:
     """Say whether this process can fork, and do it."""
     line = socket.socket(fileno=int(sys.argv[1]))
+    # Where it is ignored nobody can learn how a child ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     dispositions = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
     server = Server(line, dispositions)
     child.new_event_loop_runner()  # imports what it returns
@@ -148,12 +152,14 @@ def main() -> None:
 def _hindrance() -> str | None:
     """Say why a copy of this process would not be whole, or None."""
     try:
-        os.close(os.pidfd_open(os.getpid()))
+        pidfd = os.pidfd_open(os.getpid())
+        signal.pidfd_send_signal(pidfd, 0)
+        os.close(pidfd)
+        threads = len(list(Path("/proc/self/task").iterdir()))
     except OSError as error:
-        return f"pidfd_open(2) is refused here: {error.strerror}"
-    more = len(list(Path("/proc/self/task").iterdir())) - 1
-    if more:
-        return f"this environment starts {more} more threads in every Python process"
+        return f"the system refuses what it takes: {error}"
+    if threads > 1:
+        return f"something starts threads in every Python process here, {threads - 1} in this one"
     return None
 
 

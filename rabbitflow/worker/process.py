@@ -25,6 +25,7 @@ ORDERLY_EXITS = frozenset({0, EXIT_CONFIGURATION, EXIT_REPLACE, EXIT_BROKER_LOST
 
 LINE_LIMIT_BYTES = 16 * 1024 * 1024
 START_TIMEOUT_S = 60.0
+LAST_WORDS_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +102,24 @@ class Child:
         self.heard_at = time.monotonic()
         self.failure: str | None = None
         self.killed_because: str | None = None
+        self._told_status = END_UNSEEN
         self._on_ended = on_ended
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(
-        cls, order: Order, starter: Starter, on_ended: OnEnded | None = None, *, forks: bool
-    ) -> Child:
+    async def start(cls, order: Order, starter: Starter, on_ended: OnEnded | None = None) -> Child:
         """Start a child and give it its order.
 
         Args:
             order: what it is told.
             starter: what gives it a process.
             on_ended: called with how its events ended.
-            forks: whether it may be forked.
 
         Raises:
             OSError: the system gives no process.
         """
-        process, line = await starter.start(order.consumer, forks=forks)
+        process, line = await starter.start(order.consumer)
         child = cls(process, on_ended)
         reader, child._writer = await asyncio.open_connection(sock=line, limit=LINE_LIMIT_BYTES)
         with contextlib.suppress(ConnectionError):
@@ -134,12 +133,15 @@ class Child:
         """Return the exit status once the child has ended; negative for a signal."""
         status = await self.process.wait()
         if self._listening is not None:
-            await self._listening
+            # Whoever it forked itself, and left behind, may hold its end of the line open.
+            await asyncio.wait({self._listening}, timeout=LAST_WORDS_WITHIN_S)
         if self._writer is not None:
             self._writer.close()
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
-        return status
+        if self._listening is not None:
+            await self._listening
+        return self._told_status if status == END_UNSEEN else status
 
     def overdue_s(self, stall_timeout_s: float) -> float:
         """How long it has been silent beyond what it may be, in seconds; below 0 while it is well.
@@ -163,9 +165,12 @@ class Child:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):
             async for line in reader:
-                report = json.loads(line)
-                if "failure" in report:
-                    self.failure = report["failure"]
+                try:
+                    report = json.loads(line)
+                except ValueError:
+                    continue  # its end cut it short
+                if "status" in report:
+                    self.failure, self._told_status = report["failure"], report["status"]
                 else:
                     self.beat = Beat(**report)
                     self.has_beaten = True

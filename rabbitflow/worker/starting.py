@@ -15,6 +15,8 @@ from typing import Protocol
 
 from rabbitflow.worker.forking import CannotFork, ForkServer, ForkServerLost
 
+MOST_FAILED_STARTS = 3
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,25 +56,54 @@ class Starter:
 
     def __init__(self) -> None:
         self._server: ForkServer | None = None
-        self._renewing = asyncio.Lock()
+        self._preparing = asyncio.Lock()
+        self._failed_starts = 0
         # Of Linux, and of a Python that was built for one that is recent enough.
-        self._can_fork = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
+        self._can_fork = all(
+            hasattr(module, name)
+            for module, name in (
+                (os, "pidfd_open"),
+                (os, "P_PIDFD"),
+                (signal, "pidfd_send_signal"),
+            )
+        )
 
-    async def start(self, consumer: str, *, forks: bool) -> tuple[Process, socket.socket]:
-        """Start the child that runs ``consumer``; return it and this end of the socket to it.
-
-        Args:
-            consumer: its name.
-            forks: whether it is worth the memory of the process that forks.
+    async def prepare(self) -> None:
+        """See to it that children are forked from now on, if they can be. It may be cancelled.
 
         Raises:
             OSError: the system gives no process.
         """
-        if forks and (server := await self._forking()) is not None:
+        async with self._preparing:
+            if not self._can_fork or self._serving is not None:
+                return
+            try:
+                self._server = await ForkServer.start()
+                self._failed_starts = 0
+            except CannotFork as error:
+                self._can_fork = False
+                logger.info("every child gets an interpreter of its own: %s", error)
+            except ForkServerLost as error:
+                self._failed_starts += 1
+                self._can_fork = self._failed_starts < MOST_FAILED_STARTS
+                logger.warning("the process that forks children can't be started: %s", error)
+
+    async def start(self, consumer: str) -> tuple[Process, socket.socket]:
+        """Start the child that runs ``consumer``; return it and this end of the socket to it.
+
+        Raises:
+            OSError: the system gives no process.
+        """
+        if (server := self._serving) is not None:
             try:
                 return await _with_line(partial(server.fork, consumer))
             except ForkServerLost as error:
-                logger.warning("%s is started without the process that forks: %s", consumer, error)
+                logger.warning(
+                    "%s gets an interpreter of its own, for the process that forks children is"
+                    " lost: %s",
+                    consumer,
+                    error,
+                )
         return await _with_line(partial(_spawn, consumer))
 
     async def close(self) -> None:
@@ -80,15 +111,9 @@ class Starter:
         if self._server is not None:
             await self._server.close()
 
-    async def _forking(self) -> ForkServer | None:
-        async with self._renewing:
-            if self._can_fork and (self._server is None or self._server.is_lost):
-                try:
-                    self._server = await ForkServer.start()
-                except CannotFork as error:
-                    self._can_fork = False
-                    logger.info("every child starts an interpreter of its own: %s", error)
-            return self._server if self._can_fork else None
+    @property
+    def _serving(self) -> ForkServer | None:
+        return None if self._server is None or self._server.is_lost else self._server
 
 
 async def _with_line(

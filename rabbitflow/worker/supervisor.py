@@ -240,16 +240,18 @@ class Supervisor:
         """Keep a child running in ``slot``. Tasks of other slots never wait for this one."""
         pause_s = FIRST_PAUSE_S
         after_crash = False
-        # The process that forks takes memory, which one child that lives does not give back.
+        # The process that forks takes memory, and one child that lives does not give it back.
         forks = len(self.slots) > 1
         while not self._is_ending():
             slot.note.clear()
             started_at = time.monotonic()
-            order = self._order(slot, after_crash=after_crash)
             try:
-                child = slot.child = await Child.start(
-                    order, starter, self._telling(slot), forks=forks
-                )
+                if forks:
+                    await self._unless_ending(starter.prepare())
+                if self._is_ending():
+                    return
+                order = self._order(slot, after_crash=after_crash)
+                child = slot.child = await Child.start(order, starter, self._telling(slot))
             except OSError as error:
                 logger.error("%s can't be started, and is tried again: %s", slot.label, error)
                 slot.failed_starts += not slot.was_ready
@@ -257,7 +259,8 @@ class Supervisor:
                 continue
             forks = True
             status = await self._attend(slot, child)
-            if self._is_ending() and status in ORDERLY_EXITS:
+            # One that was told to before it could listen has done nothing that could be finished.
+            if self._is_ending() and (status in ORDERLY_EXITS or status == -signal.SIGTERM):
                 return
             after_crash = status not in ORDERLY_EXITS
             slot.end(end_reason(child, status))
@@ -274,6 +277,17 @@ class Supervisor:
             if is_steady or slot.note.has_progress or status == EXIT_REPLACE:
                 pause_s = FIRST_PAUSE_S
             pause_s = await self._pause(pause_s)
+
+    async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work``, and give it up when the children have to end."""
+        task = asyncio.create_task(work)
+        try:
+            await first_of(task, self._stopping, self._restarting, within_s=None)
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
 
     async def _pause(self, pause_s: float) -> float:
         """Wait before another start; return how long to wait before the next."""

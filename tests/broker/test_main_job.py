@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pika
@@ -211,6 +212,22 @@ async def test_a_supervisor_that_is_killed_leaves_nobody_behind(
     psutil.Process(worker.pid).kill()
     worker.exit_code()
     await eventually(lambda: not any(child.is_running() for child in children))
+
+
+async def test_a_worker_is_stopped_while_it_starts(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "if 'rabbitflow.worker.forkserver' in sys.orig_argv:\n"
+        "    print('the server starts', flush=True)\n"
+        "    time.sleep(3600)\n"
+    )
+    for name in ("payment", "email"):
+        worker.module(name, reacts(name))
+    worker.start(PYTHONPATH=f"{tmp_path}:{worker.environment()['PYTHONPATH']}")
+    await eventually(lambda: worker.said("the server starts"), within_s=30)
+    worker.signal()
+    assert worker.exit_code() == 0
+    assert not worker.said("died")
 
 
 async def test_a_hang_up_starts_everything_anew(worker: Worker, publisher: Publisher) -> None:

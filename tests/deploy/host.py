@@ -149,9 +149,9 @@ class Host:
             self.machine.run("rm", "-f", f"/var/lib/rabbitflow/shop.{name}/effects")
 
     def children(self, name: str) -> list[int]:
-        """The processes below the supervisor of a unit."""
-        main = self.state(name)["MainPID"]
-        return [int(pid) for pid in self.machine.run("pgrep", "-P", main, check=False).split()]
+        """The processes that handle a consumer's events."""
+        pattern = f"rabbitflow.worker.child {name} "
+        return [int(pid) for pid in self.machine.run("pgrep", "-f", pattern, check=False).split()]
 
 
 def exposure(said: str) -> float:

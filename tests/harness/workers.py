@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -108,8 +109,9 @@ class Worker:
     def child(self, consumer: str) -> psutil.Process:
         """The process that runs a consumer."""
         for process in self.children():
-            if consumer in process.cmdline():
-                return process
+            with suppress(psutil.NoSuchProcess):  # it ends, and is not that of now
+                if consumer in process.cmdline():
+                    return process
         raise AssertionError(f"no child runs {consumer}: {self.log()}")
 
     def children(self) -> list[psutil.Process]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Iterator
+import textwrap
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +18,25 @@ import pytest
 from rabbitflow.worker import forking
 from rabbitflow.worker.forking import END_UNSEEN, Fork
 from rabbitflow.worker.process import Child, Order, ended
-from rabbitflow.worker.starting import Starter
+from rabbitflow.worker.starting import MOST_FAILED_STARTS, Starter
 from tests.harness.waiting import eventually
 
 WAITS = """
 import os, sys, time
 from pathlib import Path
-Path(f"{os.getpid()}.argv").write_text(" ".join(sys.argv[1:2] + sys.orig_argv[1:4]))
+main = sys.modules["__main__"]
+said = " ".join([main.__spec__.name, *sys.argv[1:2], *sys.orig_argv[1:4]])
+Path(f"{os.getpid()}.part").write_text(said)
+Path(f"{os.getpid()}.part").rename(f"{os.getpid()}.argv")
+while True:
+    time.sleep(3600)
+"""
+LEAVES_SOMEBODY = """
+import os, time
+from pathlib import Path
+if left := os.fork():
+    Path("left").write_text(str(left))
+    os._exit(3)
 while True:
     time.sleep(3600)
 """
@@ -50,7 +64,9 @@ class Children:
 
     async def start(self, module: str, *, forks: bool = True) -> Child:
         """A child that begins to import a module."""
-        child = await Child.start(Order(module, "payment", {}), self.starter, forks=forks)
+        if forks:
+            await self.starter.prepare()
+        child = await Child.start(Order(module, "payment", {}), self.starter)
         self._started.append(child)
         return child
 
@@ -61,10 +77,18 @@ class Children:
         return child
 
     async def close(self) -> None:
-        for child in self._started:
-            child.kill("the test ends")
-            await child.wait()
-        await self.starter.close()
+        async with asyncio.timeout(30):
+            for child in self._started:
+                child.kill("the test ends")
+                await child.wait()
+            await self.starter.close()
+
+
+@pytest.fixture
+def customize(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has some code run at the start of every Python process."""
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    return lambda code: (here / "sitecustomize.py").write_text(textwrap.dedent(code)) and None
 
 
 @pytest.fixture
@@ -72,6 +96,11 @@ async def children() -> AsyncIterator[Children]:
     children = Children()
     yield children
     await children.close()
+
+
+def become_subreaper(adopts: bool) -> None:
+    """Have this process adopt orphans below it, or not: PR_SET_CHILD_SUBREAPER of prctl(2)."""
+    assert ctypes.CDLL(None).prctl(36, int(adopts), 0, 0, 0) == 0
 
 
 def server_of(child: Child) -> psutil.Process:
@@ -87,6 +116,7 @@ def state_of(child: Child) -> dict[str, object]:
     status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return {
         "says of itself": Path(f"{process.pid}.argv").read_text(),
+        "is called": Path(f"/proc/{process.pid}/comm").read_text(),
         "is shown as": " ".join(process.cmdline()).rpartition(" ")[0],
         "descriptors": process.num_fds(),
         "threads": process.num_threads(),
@@ -123,56 +153,138 @@ async def test_how_a_child_ended_is_told(children: Children, here: Path, forks: 
 
 
 async def test_a_signal_that_comes_before_the_child_is_itself_is_not_lost(
-    children: Children,
+    children: Children, customize: Callable[[str], None]
 ) -> None:
-    for _ in range(20):
-        child = await children.start("waits")
-        child.terminate()
+    customize("""
+        import os, time
+        setpgid = os.setpgid
+        os.setpgid = lambda *which: (time.sleep(0.5), setpgid(*which))
+    """)
+    child = await children.start("waits")
+    assert isinstance(child.process, Fork)
+    child.terminate()
+    async with asyncio.timeout(10):
         assert await child.wait() == -signal.SIGTERM
 
 
-async def test_children_outlive_the_process_that_forked_them(children: Children) -> None:
+@pytest.mark.parametrize("adopts", [False, True])
+async def test_children_outlive_the_process_that_forked_them(
+    children: Children, adopts: bool
+) -> None:
     told, killed = await children.waiting(), await children.waiting()
     before = server_of(told)
-    before.kill()
-    # Also where it is seen only with the next start.
-    following = await children.waiting()
-    await eventually(lambda: not before.is_running())
-    if not isinstance(following.process, Fork):
+    # As for the first process of a container, orphans come to this one.
+    become_subreaper(adopts)
+    try:
+        before.kill()
+        await eventually(lambda: not before.is_running())
         following = await children.waiting()
-    assert server_of(following) != before
-    assert psutil.Process(told.process.pid).is_running()
-    told.terminate()
-    killed.kill("enough")
-    assert [await told.wait(), await killed.wait()] == [END_UNSEEN, END_UNSEEN]
+        assert server_of(following) != before
+        assert psutil.Process(told.process.pid).is_running()
+        told.terminate()
+        killed.kill("enough")
+        async with asyncio.timeout(10):
+            seen = [await told.wait(), await killed.wait()]
+    finally:
+        become_subreaper(False)
+    assert seen == ([-signal.SIGTERM, -signal.SIGKILL] if adopts else [END_UNSEEN] * 2)
     assert ended(END_UNSEEN) == "nobody saw how"
-    following.terminate()
-    assert await following.wait() == -signal.SIGTERM
 
 
-async def test_one_that_hangs_is_given_up_and_its_late_child_ends(
+async def test_a_child_says_how_it_ends_where_nobody_sees_it(
+    children: Children, here: Path
+) -> None:
+    (here / "later.py").write_text(f"{WAITS.partition('while')[0]}time.sleep(1)\n")
+    child = await children.start("later")
+    server_of(child).kill()
+    async with asyncio.timeout(10):
+        assert await child.wait() == 78
+    assert child.failure == "module later defines no consumer named 'payment'"
+
+
+async def test_one_that_hangs_is_given_up_with_the_next_start(
     children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forking, "FORK_WITHIN_S", 0.2)
     server = server_of(await children.waiting())
+    monkeypatch.setattr(forking, "ANSWER_WITHIN_S", 0.2)
     server.suspend()
     instead = await children.waiting()
     assert not isinstance(instead.process, Fork)
     await eventually(lambda: not server.is_running())
 
 
+async def test_one_that_hangs_is_given_up_with_the_next_end(
+    children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child, other = await children.waiting(), await children.waiting()
+    monkeypatch.setattr(forking, "ANSWER_WITHIN_S", 0.2)
+    server = server_of(child)
+    server.suspend()
+    child.kill("enough")
+    async with asyncio.timeout(10):
+        assert await child.wait() == END_UNSEEN
+    await eventually(lambda: not server.is_running())
+    assert psutil.Process(other.process.pid).is_running()
+
+
 async def test_a_start_that_is_given_up_leaves_nobody(children: Children) -> None:
     server = server_of(await children.waiting())
     server.suspend()
     giving_up = asyncio.create_task(children.start("waits"))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.05)  # until it asks
     giving_up.cancel()
     with pytest.raises(asyncio.CancelledError):
         await giving_up
     server.resume()
     following = await children.waiting()
-    assert isinstance(following.process, Fork)
+    assert server_of(following) == server
     await eventually(lambda: [p.pid for p in server.children()][1:] == [following.process.pid])
+
+
+async def test_of_many_starts_at_once_each_has_its_own_deadline(
+    children: Children, customize: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customize("""
+        import os, time
+        fork = os.fork
+        os.fork = lambda: (time.sleep(0.1), fork())[1]
+    """)
+    monkeypatch.setattr(forking, "ANSWER_WITHIN_S", 1.0)
+    async with asyncio.TaskGroup() as group:
+        starts = [group.create_task(children.waiting()) for _ in range(20)]
+    assert len({server_of(start.result()).pid for start in starts}) == 1
+
+
+@pytest.mark.parametrize("forks", [True, False])
+async def test_who_a_child_leaves_behind_does_not_keep_its_end_a_secret(
+    children: Children, here: Path, forks: bool
+) -> None:
+    (here / "parent.py").write_text(LEAVES_SOMEBODY)
+    child = await children.start("parent", forks=forks)
+    async with asyncio.timeout(10):
+        assert await child.wait() == 3
+    psutil.Process(int((here / "left").read_text())).kill()
+
+
+async def test_without_a_process_the_server_says_so_and_serves_on(
+    children: Children, here: Path, customize: Callable[[str], None]
+) -> None:
+    customize("""
+        import errno, os
+        from pathlib import Path
+        fork = os.fork
+        def refused():
+            if Path("full").exists():
+                raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+            return fork()
+        os.fork = refused
+    """)
+    child = await children.waiting()
+    (here / "full").touch()
+    with pytest.raises(OSError, match="Resource temporarily unavailable"):
+        await children.start("waits")
+    (here / "full").unlink()
+    assert server_of(await children.waiting()) == server_of(child)
 
 
 @contextmanager
@@ -199,35 +311,55 @@ async def test_a_server_without_descriptors_says_so_and_serves_on(children: Chil
     assert server_of(await children.waiting()) == server
 
 
+@pytest.mark.parametrize("spare", [0, 2])
 async def test_without_descriptors_nothing_is_started_and_nobody_is_left(
-    children: Children,
+    children: Children, spare: int
 ) -> None:
-    server = server_of(await children.waiting())
-    # None for the socket to the child, then none for what stands for the child.
-    for spare in (0, 2):
-        with (
-            descriptors_left(psutil.Process(), spare),
-            pytest.raises(OSError, match="Too many open files"),
-        ):
-            await children.start("waits")
-    await eventually(lambda: not server.is_running())
-    assert server_of(await children.waiting()) != server
+    child = await children.waiting()
+    # None for the socket to the child, or none for what stands for the child.
+    with (
+        descriptors_left(psutil.Process(), spare),
+        pytest.raises(OSError, match="Too many open files"),
+    ):
+        await children.start("waits")
+    server = server_of(child)
+    await eventually(lambda: [p.pid for p in server.children()] == [child.process.pid])
+    assert server_of(await children.waiting()) == server
+
+
+@pytest.mark.parametrize("does", ["os._exit(1)", "os.kill(os.getpid(), 19)"])
+async def test_a_server_that_never_serves_is_given_up_after_some_tries(
+    children: Children,
+    customize: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    does: str,
+) -> None:
+    customize(f"""
+        import os, sys
+        if "rabbitflow.worker.forkserver" in sys.orig_argv:
+            {does}
+    """)
+    monkeypatch.setattr(forking, "START_WITHIN_S", 0.5)
+    for _ in range(MOST_FAILED_STARTS + 1):
+        assert not isinstance((await children.start("waits")).process, Fork)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == MOST_FAILED_STARTS
+    assert all(line.startswith("the process that forks children can't be") for line in said)
 
 
 async def test_where_every_python_has_threads_nothing_is_forked(
     children: Children,
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    customize: Callable[[str], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    (here / "sitecustomize.py").write_text(THREADS)
-    monkeypatch.setenv("PYTHONPATH", str(here))
+    customize(THREADS)
     caplog.set_level("INFO")
     for _ in range(2):
         assert not isinstance((await children.waiting()).process, Fork)
     assert [record.getMessage() for record in caplog.records] == [
-        "every child starts an interpreter of its own: this environment starts 1 more threads in"
-        " every Python process"
+        "every child gets an interpreter of its own: something starts threads in every Python"
+        " process here, 1 in this one"
     ]
 
 
