@@ -88,6 +88,8 @@ async def test_a_killed_child_and_a_killed_unit_lose_nothing(host: Host) -> None
         host.sh(f"kill -KILL {child}  # a child of payment")
         await eventually(lambda: child not in host.children("payment") and host.children("payment"))
         assert host.state("payment")["NRestarts"] == before
+        # What the unit forbids leaves the fork of a child allowed.
+        assert "interpreter of its own" not in host.machine.journal(host.unit("payment"))
         main = host.state("email")["MainPID"]
         host.sh(f"kill -KILL {main}  # the supervisor of email")
         await eventually(lambda: host.state("email")["NRestarts"] == "1", within_s=30)
