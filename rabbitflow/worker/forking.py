@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ ANSWER_WITHIN_S = 10.0
 END_UNSEEN = 256
 """The status of a child whose end nobody saw, because the process that forked it had ended before:
 no exit code, and no signal."""
+
+logger = logging.getLogger(__name__)
 
 
 class CannotFork(Exception):
@@ -94,6 +97,7 @@ class ForkServer:
 
     def __init__(self, process: asyncio.subprocess.Process, line: socket.socket) -> None:
         self.is_lost = False
+        self._is_missed = False
         self._process = process
         self._line = line
         self._loop = asyncio.get_running_loop()
@@ -154,7 +158,10 @@ class ForkServer:
             asked: asyncio.Future[Fork] = self._loop.create_future()
             try:
                 socket.send_fds(self._line, [consumer.encode()], [line.fileno()])
-            except (ConnectionError, BlockingIOError) as error:
+            except ConnectionError as error:
+                self._lose("it has ended")
+                raise ForkServerLost("it has ended") from error
+            except BlockingIOError as error:
                 self._end_it("it takes no more requests")
                 raise ForkServerLost("it takes no more requests") from error
             self._asked.append(asked)
@@ -168,6 +175,7 @@ class ForkServer:
 
     async def close(self) -> None:
         """End it. Its children live on."""
+        self._is_missed = False
         self._end_it("it was closed")
         await self._process.wait()
 
@@ -194,6 +202,7 @@ class ForkServer:
             if "refused" in message:
                 self._ready.set_exception(CannotFork(message["refused"]))
             else:
+                self._is_missed = True
                 self._ready.set_result(None)
 
     def _take(self, pid: int, pidfds: list[int]) -> None:
@@ -239,6 +248,8 @@ class ForkServer:
         if self.is_lost:
             return
         self.is_lost = True
+        if self._is_missed:
+            logger.warning("the process that forks children is lost; they run on: %s", why)
         self._loop.remove_reader(self._line)
         self._line.close()
         waited_for: list[asyncio.Future[Any]] = [self._ready, *self._asked]

@@ -97,13 +97,8 @@ class Starter:
         if (server := self._serving) is not None:
             try:
                 return await _with_line(partial(server.fork, consumer))
-            except ForkServerLost as error:
-                logger.warning(
-                    "%s gets an interpreter of its own, for the process that forks children is"
-                    " lost: %s",
-                    consumer,
-                    error,
-                )
+            except ForkServerLost:
+                logger.info("%s gets an interpreter of its own this time", consumer)
         return await _with_line(partial(_spawn, consumer))
 
     async def close(self) -> None:

@@ -169,7 +169,7 @@ async def test_a_signal_that_comes_before_the_child_is_itself_is_not_lost(
 
 @pytest.mark.parametrize("adopts", [False, True])
 async def test_children_outlive_the_process_that_forked_them(
-    children: Children, adopts: bool
+    children: Children, adopts: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     told, killed = await children.waiting(), await children.waiting()
     before = server_of(told)
@@ -191,6 +191,7 @@ async def test_children_outlive_the_process_that_forked_them(
         become_subreaper(False)
     assert seen == ([-signal.SIGTERM, -signal.SIGKILL] if adopts else [END_UNSEEN] * 2)
     assert ended(END_UNSEEN) == "nobody saw how"
+    assert caplog.messages == ["the process that forks children is lost; they run on: it has ended"]
 
 
 async def test_a_child_says_how_it_ends_where_nobody_sees_it(
@@ -216,7 +217,7 @@ async def test_one_that_hangs_is_given_up_with_the_next_start(
 
 
 async def test_one_that_hangs_is_given_up_with_the_next_end(
-    children: Children, monkeypatch: pytest.MonkeyPatch
+    children: Children, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     child, other = await children.waiting(), await children.waiting()
     monkeypatch.setattr(forking, "ANSWER_WITHIN_S", 0.2)
@@ -227,6 +228,7 @@ async def test_one_that_hangs_is_given_up_with_the_next_end(
         assert await child.wait() == END_UNSEEN
     await eventually(lambda: not server.is_running())
     assert psutil.Process(other.process.pid).is_running()
+    assert "it does not tell how a child ended" in caplog.text
 
 
 async def test_a_start_that_is_given_up_leaves_nobody(children: Children) -> None:
