@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -64,8 +65,13 @@ async def declare(connection: Connection, topology: Topology, settings: Settings
         ConnectionLost: the connection ended.
     """
     mismatches: list[Mismatch] = []
-    for step in _steps(topology):
-        mismatch = await _attempt(connection, settings, step)
+    left = deque(_steps(topology))
+    while left:
+        mismatch = None
+        # One channel for all, until the broker closes it because it refuses a declaration.
+        async with throwaway_channel(connection, settings) as channel:
+            while left and mismatch is None:
+                mismatch = await _attempt(channel, left.popleft())
         if mismatch is not None:
             mismatches.append(mismatch)
     if mismatches:
@@ -89,7 +95,8 @@ async def compare(
         ConnectionLost: the connection ended.
     """
     step = _declare_queue(stands) if isinstance(stands, Queue) else _declare_exchange(stands)
-    return await _attempt(connection, settings, step)
+    async with throwaway_channel(connection, settings) as channel:
+        return await _attempt(channel, step)
 
 
 async def verify(connection: Connection, topology: Topology, settings: Settings) -> None:
@@ -99,18 +106,15 @@ async def verify(connection: Connection, topology: Topology, settings: Settings)
         ConfigurationError: something is missing.
     """
     missing: list[str] = []
-    for kind, name in [("exchange", exchange.name) for exchange in topology.exchanges] + [
-        ("queue", queue.name) for queue in topology.queues
-    ]:
+    left: deque[Exchange | Queue] = deque([*topology.exchanges, *topology.queues])
+    while left:
+        is_there = True
         async with throwaway_channel(connection, settings) as channel:
-            with lost_connections():
-                try:
-                    if kind == "exchange":
-                        await channel.exchange_declare(name, passive=True)
-                    else:
-                        await channel.queue_declare(name, passive=True)
-                except ChannelNotFoundEntity:
-                    missing.append(f"{kind} {name}")
+            while left and is_there:
+                stands = left.popleft()
+                is_there = await _is_there(channel, stands)
+        if not is_there:
+            missing.append(f"{'queue' if isinstance(stands, Queue) else 'exchange'} {stands.name}")
     if missing:
         raise ConfigurationError(
             f"not on the broker: {', '.join(missing)};"
@@ -144,25 +148,36 @@ def _bind(binding: Binding) -> _Step:
     return lambda channel: channel.queue_bind(binding.queue, binding.exchange)
 
 
-async def _attempt(connection: Connection, settings: Settings, step: _Step) -> Mismatch | None:
-    # A channel each: the broker closes the channel of a declaration that it refuses.
-    async with throwaway_channel(connection, settings) as channel:
-        with lost_connections():
-            try:
-                await step(channel)
-            except ChannelPreconditionFailed as error:
-                return _mismatch(str(error.args[0] if error.args else error))
-            except ChannelLockedResource as error:
-                raise ConfigurationError(
-                    f"a queue belongs to another connection alone: {error}"
-                ) from error
-            except ChannelAccessRefused as error:
-                raise AccessRefused(
-                    f"the broker refused to declare: {error.args[0] if error.args else error};"
-                    " let an administrator run: rabbitflow topology apply MODULE,"
-                    " and start with --no-declare"
-                ) from error
-            return None
+async def _is_there(channel: Channel, stands: Exchange | Queue) -> bool:
+    with lost_connections():
+        try:
+            if isinstance(stands, Queue):
+                await channel.queue_declare(stands.name, passive=True)
+            else:
+                await channel.exchange_declare(stands.name, passive=True)
+        except ChannelNotFoundEntity:
+            return False
+    return True
+
+
+async def _attempt(channel: Channel, step: _Step) -> Mismatch | None:
+    """Return in which argument what is there differs, or None. If it does the channel is closed."""
+    with lost_connections():
+        try:
+            await step(channel)
+        except ChannelPreconditionFailed as error:
+            return _mismatch(str(error.args[0] if error.args else error))
+        except ChannelLockedResource as error:
+            raise ConfigurationError(
+                f"a queue belongs to another connection alone: {error}"
+            ) from error
+        except ChannelAccessRefused as error:
+            raise AccessRefused(
+                f"the broker refused to declare: {error.args[0] if error.args else error};"
+                " let an administrator run: rabbitflow topology apply MODULE,"
+                " and start with --no-declare"
+            ) from error
+    return None
 
 
 def _mismatch(reply: str) -> Mismatch:
