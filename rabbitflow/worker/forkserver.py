@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import setproctitle
 
+from rabbitflow import fastpath
 from rabbitflow.worker import child
 from rabbitflow.worker.starting import child_command
 
@@ -137,7 +138,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     dispositions = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
     server = Server(line, dispositions)
-    child.new_event_loop_runner()  # imports what it returns
+    _have_read_what_children_read()
     with contextlib.suppress(ConnectionError):
         if (hindrance := _hindrance()) is not None:
             server.say({"refused": hindrance})
@@ -147,6 +148,13 @@ def main() -> None:
         gc.freeze()
         server.say({"ready": True})
         server.run()
+
+
+def _have_read_what_children_read() -> None:
+    """Import and read what is otherwise read with the first connection of each child."""
+    child.new_event_loop_runner()  # imports what it returns
+    "localhost".encode("idna")  # as a name is before it is looked up
+    fastpath.installed()
 
 
 def _hindrance() -> str | None:
