@@ -34,7 +34,13 @@ RIDES = "RIDE_RATED"
 ORDERS = "ORDER_PLACED"
 
 payment = Consumer("payment")
-rating = Consumer("rating", concurrency=32, retry=Retry.fixed(attempts=2, wait=RETRY_AFTER_S))
+# Without a breaker, which would have calmed the storm.
+rating = Consumer(
+    "rating",
+    concurrency=32,
+    retry=Retry.fixed(attempts=2, wait=RETRY_AFTER_S),
+    breaker=None,
+)
 
 
 @payment.on(ORDERS)

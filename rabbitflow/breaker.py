@@ -1,4 +1,4 @@
-"""The circuit breaker: when most events fail, the queue keeps them until the cause is mended."""
+"""The circuit breaker: when events fail one and all, the queue keeps them until one succeeds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rabbitflow.durations import Duration, seconds
 class Breaker:
     """When a consumer stops taking events, and when it tries again.
 
-    While the breaker is open no event is taken, so none spends its attempts on a payment provider
-    that is down.
+    While the breaker is open events are taken one at a time and no more often than it probes, so
+    hardly any spends its attempts on a payment provider that is down.
 
     Fields:
         failure_rate: it opens when at least this share of the last outcomes failed.
@@ -46,43 +46,60 @@ class BreakerState(Enum):
 
 
 class Circuit:
-    """The state of one consumer's breaker in one process. It has no clock: it is told the time."""
+    """The state of one consumer's breaker in one process. It has no clock: it is told the time.
+
+    Attributes:
+        is_open: whether events are held back, be it until the next probe or its end.
+        window: how many outcomes are looked at.
+        failures: how many of them failed.
+        interval_s: from opening, or from the last probe that failed, to the next one.
+    """
 
     def __init__(self, breaker: Breaker) -> None:
+        self.is_open = False
+        self.window = breaker.window
+        self.failures = 0
+        self.interval_s = seconds(breaker.probe_after)
         self._breaker = breaker
-        self._outcomes: deque[bool] = deque(maxlen=breaker.window)
-        self._interval_s = seconds(breaker.probe_after)
+        self._outcomes: deque[bool] = deque()
         self._opened_at = 0.0
-        self._is_open = False
 
     def state(self, now: float) -> BreakerState:
         """The state at ``now``, in seconds of a monotonic clock."""
-        if not self._is_open:
+        if not self.is_open:
             return BreakerState.CLOSED
         return BreakerState.PROBING if now >= self.probes_at else BreakerState.OPEN
 
     @property
     def probes_at(self) -> float:
         """When the next event is let through, in seconds of the monotonic clock."""
-        return self._opened_at + self._interval_s
+        return self._opened_at + self.interval_s
 
     def record(self, *, failed: bool, now: float) -> None:
         """Count an outcome. One of an event that began before the breaker opened changes nothing
         while it is open."""
         match self.state(now):
-            case BreakerState.OPEN:
-                return
+            case BreakerState.CLOSED:
+                self._count(failed, now)
             case BreakerState.PROBING if failed:
                 self._opened_at = now
-                self._interval_s = min(2 * self._interval_s, seconds(self._breaker.cap))
+                self.interval_s = min(2 * self.interval_s, seconds(self._breaker.cap))
             case BreakerState.PROBING:
-                self._is_open = False
-                self._interval_s = seconds(self._breaker.probe_after)
-                self._outcomes.clear()
-            case BreakerState.CLOSED:
-                self._outcomes.append(failed)
-                full = len(self._outcomes) == self._breaker.window
-                rate = sum(self._outcomes) / self._breaker.window
-                if full and rate >= self._breaker.failure_rate:
-                    self._is_open = True
-                    self._opened_at = now
+                self._close()
+
+    def _count(self, failed: bool, now: float) -> None:
+        outcomes = self._outcomes
+        outcomes.append(failed)
+        self.failures += failed
+        if len(outcomes) > self.window:
+            self.failures -= outcomes.popleft()
+        is_full = len(outcomes) == self.window
+        if is_full and self.failures / self.window >= self._breaker.failure_rate:
+            self.is_open = True
+            self._opened_at = now
+
+    def _close(self) -> None:
+        self.is_open = False
+        self.interval_s = seconds(self._breaker.probe_after)
+        self._outcomes.clear()
+        self.failures = 0

@@ -26,6 +26,10 @@ FunctionT = TypeVar("FunctionT", bound=HandlerFunction)
 
 DEFAULT_RETRY = Retry.exponential(attempts=5, first=2, cap=300)
 DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_BREAKER = Breaker(failure_rate=1.0, window=100, probe_after=0.1, cap=0.1)
+"""After a hundred failures in a row ten events a second, until one succeeds: seldom enough that
+their retries don't take the broker from the neighbours, often enough that a batch of events which
+nothing can help doesn't hold up those behind it for long."""
 
 _event_type = TypeAdapter(EventType)
 
@@ -70,7 +74,8 @@ class Consumer:
         retry: the policy of failures, for handlers without their own.
         timeout: how long a handler may run, in seconds or as ``"30s"``; None for no limit but the
             broker's own delivery time-out (30 minutes by default).
-        breaker: stop taking events while most of them fail; None for never.
+        breaker: when to take no more events, because they fail one and all; where it is not given,
+            ten a second after a hundred failures in a row. None for never.
         rate_limit: how many events may begin, such as ``"50/s"`` or ``"600/m"``, in each process.
         upcasters: what turns old versions of events into new ones before handlers see them.
         database: of handlers with ``once=True``, ``postgresql://…`` or ``sqlite:///file.db``;
@@ -96,7 +101,7 @@ class Consumer:
         prefetch: int | None = None,
         retry: Retry = DEFAULT_RETRY,
         timeout: Duration | None = DEFAULT_TIMEOUT_S,
-        breaker: Breaker | None = None,
+        breaker: Breaker | None = DEFAULT_BREAKER,
         rate_limit: str | None = None,
         upcasters: Upcasters | None = None,
         database: str | None = None,

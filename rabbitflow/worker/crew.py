@@ -101,7 +101,7 @@ class Crew:
                 await asyncio.sleep(0)
             delivery = await inbox.take()
             try:
-                if intake.is_paused or not intake.is_free:
+                if not intake.is_free:
                     await intake.admit(delivery.acks)
                 # A delivery of a lost subscription is the broker's again.
                 if delivery.acks.is_given_up:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rabbitflow.consumer import Batch, Consumer, Handler
 from rabbitflow.context import Context
-from rabbitflow.errors import AlreadyHandled, EventError, RabbitflowError
+from rabbitflow.errors import AlreadyHandled, EventError, RabbitflowError, RetryLater
 from rabbitflow.event import Event, type_of
 from rabbitflow.observe.logs import being_handled
 from rabbitflow.observe.metrics import (
@@ -214,7 +214,8 @@ class Handling:
                 if self._spans is not None:
                     self._spans.failed(raised, RETRIED)
                 logger.debug("%s retries %s in %g s", self._consumer.name, event.id, delay_s)
-                return True
+                # Who asks for another time says nothing of how things stand.
+                return None if isinstance(raised, RetryLater) else True
             case Dead(reason):
                 await self._dead_letter(delivery, reason, raised, event.type)
                 return None if reason == REJECTED else True

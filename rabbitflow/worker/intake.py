@@ -9,6 +9,10 @@ from rabbitflow.rate import Pacer, Rate
 from rabbitflow.worker.acks import Acks
 from rabbitflow.worker.clock import Clock, SteadyClock, Timer, wait_until
 
+KEEPS_ONE_BELOW_S = 1.0
+"""A breaker that probes more often keeps an event here for it: to cancel and to consume again costs
+the broker more than an event."""
+
 
 class Intake:
     """Joins everything that may hold a consumer back: caution after a crash, an operator's pause,
@@ -23,6 +27,12 @@ class Intake:
         breaker: opens on failures; None for none.
         rate: of starts; None for no limit.
         clock: by which the breaker probes and the rate spaces.
+
+    Attributes:
+        changed: set when :attr:`prefetch` is another one, or an operator's pause began or ended.
+        held: how many wait in :meth:`admit`.
+        circuit: the breaker's, or None.
+        is_free: whether events begin without :meth:`admit`.
     """
 
     def __init__(
@@ -37,40 +47,45 @@ class Intake:
         self.changed = asyncio.Event()
         self.is_paused = False
         self.held = 0
+        self.circuit = None if breaker is None else Circuit(breaker)
         self._clock = clock or SteadyClock()
         self._full = prefetch
         self._is_cautious = is_cautious
-        self._circuit = None if breaker is None else Circuit(breaker)
         self._pacer = None if rate is None else Pacer(rate)
         self._moved = asyncio.Event()
         self._is_probe_out = False
         self._probe_timer: Timer | None = None
-        self.is_free = self._circuit is None and self._pacer is None
+        self._is_told = (self.is_paused, self.prefetch)
+        self.is_free = self._pacer is None
 
     @property
     def breaker_state(self) -> BreakerState:
         """The breaker's state; closed where there is none."""
-        if self._circuit is None:
+        if self.circuit is None:
             return BreakerState.CLOSED
-        return self._circuit.state(self._clock.now())
+        return self.circuit.state(self._clock.now())
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether events that are here may have to wait for an operator or the breaker."""
+        return self.is_paused or (self.circuit is not None and self.circuit.is_open)
 
     @property
     def prefetch(self) -> int:
         """How many unsettled events to ask the broker for; 0 for none at all."""
         if self.is_paused:
             return 0
-        match self.breaker_state:
-            case BreakerState.OPEN:
-                return 0
-            case BreakerState.PROBING:
-                return 1
-        return self.full
+        circuit = self.circuit
+        if circuit is None or not circuit.is_open:
+            return self.full
+        is_due = circuit.state(self._clock.now()) is BreakerState.PROBING
+        return 1 if is_due or circuit.interval_s < KEEPS_ONE_BELOW_S else 0
 
     def trust(self) -> None:
         """An event came that was never taken back: the caution after a crash is over."""
         if self._is_cautious:
             self._is_cautious = False
-            self.changed.set()
+            self._move()
 
     def pause(self, is_paused: bool) -> None:
         """Take no events, or take them again, as an operator wants it."""
@@ -89,7 +104,7 @@ class Intake:
 
     async def admit(self, acks: Acks) -> None:
         """Return when the next event may begin, or its subscription is given up. Not needed while
-        :attr:`is_free` and not paused."""
+        :attr:`is_free`."""
         self.held += 1
         try:
             while self._must_wait() and not acks.is_given_up:
@@ -108,8 +123,8 @@ class Intake:
     def record(self, *, failed: bool | None) -> None:
         """Tell the breaker of an outcome; None for one that says nothing of the service's health,
         such as an invalid payload."""
-        circuit = self._circuit
-        if circuit is None:
+        circuit = self.circuit
+        if circuit is None or (failed is None and not circuit.is_open):
             return
         now = self._clock.now()
         before = circuit.state(now)
@@ -136,9 +151,13 @@ class Intake:
         return False
 
     def _move(self) -> None:
-        self.changed.set()
+        self.is_free = self._pacer is None and not self.holds_back
+        wanted = (self.is_paused, self.prefetch)
+        if wanted != self._is_told:
+            self._is_told = wanted
+            self.changed.set()
         self._moved.set()
-        if self._circuit is not None and self.breaker_state is BreakerState.OPEN:
+        if self.circuit is not None and self.breaker_state is BreakerState.OPEN:
             self.close()
             # A little late rather than early: the loop's clock and ours may differ by a tick.
-            self._probe_timer = self._clock.call_at(self._circuit.probes_at + 0.001, self._move)
+            self._probe_timer = self._clock.call_at(self.circuit.probes_at + 0.001, self._move)

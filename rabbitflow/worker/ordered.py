@@ -128,7 +128,7 @@ class Ordered:
             await subscription.leave()
         except ConnectionLost:
             return  # and with it everything that could be handed over
-        await self._ownership.give_up(within_s if self._intake.prefetch else 0.0)
+        await self._ownership.give_up(0.0 if self._intake.holds_back else within_s)
 
     async def close(self) -> None:
         """End what is still at work."""

@@ -105,7 +105,7 @@ class Direct:
         with contextlib.suppress(BrokerError):
             # A lost connection stops the deliveries as well.
             await subscription.pause()
-        finished = self._crew.finished if self._intake.prefetch else self._crew.idle
+        finished = self._crew.idle if self._intake.holds_back else self._crew.finished
         await first_of(finished, stopping_now, within_s=within_s)
 
     @property

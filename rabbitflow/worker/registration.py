@@ -16,7 +16,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from rabbitflow.breaker import BreakerState
 from rabbitflow.broker import Connection, NotFound
 from rabbitflow.consumer import Consumer
 from rabbitflow.control import Attendance, is_migrating, is_paused, listen
@@ -271,16 +270,9 @@ class Registration:
             subscription.abandon(RESUMED)
         elif prefetch:
             await self._reception.take(subscription)
-            if self._was_broken and intake.breaker_state is BreakerState.CLOSED:
-                self._was_broken = False
-                logger.info(
-                    "%s takes events again: its circuit breaker closed", self._consumer.name
-                )
         else:
             await self._reception.hold_back(subscription)
-            if not intake.is_paused:
-                self._was_broken = True
-                self._say_paused("its circuit breaker")
+        self._say_whether_broken()
 
     async def _look_for_pause(self, subscription: Subscription) -> None:
         name, settings = self._consumer.name, self._settings
@@ -290,7 +282,26 @@ class Registration:
         if was_paused and not self._intake.is_paused:
             logger.info("%s is resumed", name)
         elif self._intake.is_paused and not was_paused:
-            self._say_paused("an operator")
+            self._say_paused()
 
-    def _say_paused(self, by: str) -> None:
-        logger.warning("%s is paused by %s; its queue keeps the events", self._consumer.name, by)
+    def _say_paused(self) -> None:
+        logger.warning(
+            "%s is paused by an operator; its queue keeps the events", self._consumer.name
+        )
+
+    def _say_whether_broken(self) -> None:
+        circuit = self._intake.circuit
+        if circuit is None or circuit.is_open == self._was_broken:
+            return
+        self._was_broken = circuit.is_open
+        if circuit.is_open:
+            logger.warning(
+                "%s is held back by its circuit breaker, as %d of its last %d events failed;"
+                " its queue keeps the others, and one is tried in %g s",
+                self._consumer.name,
+                circuit.failures,
+                circuit.window,
+                circuit.interval_s,
+            )
+        else:
+            logger.info("%s takes events again: its circuit breaker closed", self._consumer.name)

@@ -194,7 +194,7 @@ class ConsumerRuntime:
         messages = {} if self._backlog is None else self._backlog.messages
         return Beat(
             is_ready=self.is_ready,
-            is_paused=not self._intake.prefetch,
+            is_paused=self._intake.holds_back,
             is_breaker_open=self._intake.breaker_state is not BreakerState.CLOSED,
             in_flight=self.in_flight,
             handled=self.handling.metrics.figures(),

@@ -221,7 +221,7 @@ async def test_while_its_breaker_is_open_a_consumer_spends_no_attempts(
     await publisher.publish_many(
         Event(type="ORDER_PLACED", data={"number": number}) for number in range(40)
     )
-    await eventually(lambda: worker.said("paused by its circuit breaker") >= 3)
+    await eventually(lambda: worker.said("4 of its last 4 events failed") == 1)
     await eventually(is_open)
     (worker.directory / "mended").touch()
     await eventually(lambda: len(worker.ledger.of("payment")) == 40, within_s=30)

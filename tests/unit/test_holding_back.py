@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbitflow import Breaker
+from rabbitflow import Breaker, Consumer
 from rabbitflow.breaker import BreakerState, Circuit
 from rabbitflow.rate import Pacer, Rate
 from rabbitflow.worker.acks import Acks
@@ -137,10 +137,62 @@ async def test_what_is_given_up_does_not_wait_for_a_pause_to_end() -> None:
     await waiting
 
 
+async def test_a_breaker_that_probes_seldom_asks_for_no_events_until_then() -> None:
+    held = intake(breaker=Breaker(window=1, probe_after=1.5))
+    held.record(failed=True)
+    assert held.changed.is_set()
+    assert held.prefetch == 0
+    held.close()
+
+
+async def test_one_that_probes_often_asks_once_and_keeps_an_event_for_the_next_probe() -> None:
+    held = intake(breaker=Breaker(window=1, probe_after=0.02, cap=0.02))
+    held.record(failed=True)
+    assert held.changed.is_set()
+    held.changed.clear()
+    for _ in range(3):
+        assert held.prefetch == 1
+        await held.admit(acks())
+        held.record(failed=True)
+    assert not held.changed.is_set()
+    held.close()
+
+
+async def test_events_pass_without_a_look_unless_something_holds_them_back() -> None:
+    held = intake(breaker=Breaker(window=1, probe_after=0.02))
+    assert held.is_free
+    held.record(failed=True)
+    assert not held.is_free
+    await held.admit(acks())
+    held.record(failed=False)
+    assert held.is_free
+    held.pause(True)
+    assert not held.is_free
+    held.pause(False)
+    assert held.is_free
+
+
+def test_what_a_consumer_has_that_names_none_opens_when_a_hundred_failed_in_a_row() -> None:
+    breaker = Consumer("payment").breaker
+    assert breaker is not None
+    circuit = Circuit(breaker)
+    for failed in (*[True] * 99, False, *[True] * 99):
+        circuit.record(failed=failed, now=0)
+        assert not circuit.is_open
+    circuit.record(failed=True, now=0)
+    assert circuit.is_open
+    for probe in range(20):
+        at = circuit.probes_at
+        assert at == pytest.approx((probe + 1) * 0.1)
+        circuit.record(failed=True, now=at)
+    circuit.record(failed=False, now=circuit.probes_at)
+    assert not circuit.is_open
+    assert Consumer("payment", breaker=None).breaker is None
+
+
 async def test_an_open_breaker_lets_one_event_through_at_a_time() -> None:
     held = intake(breaker=Breaker(window=1, probe_after=0.05))
     held.record(failed=True)
-    assert held.prefetch == 0
     waiting = [asyncio.create_task(held.admit(acks())) for _ in range(3)]
     await eventually(lambda: sum(task.done() for task in waiting) == 1)
     assert held.prefetch == 1
