@@ -30,18 +30,43 @@ class Provision:
         self._publisher = publisher
         self._retry_buckets_s = consumer.retry_buckets_s()
         self._lacks_past = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._begun = 0
+        self._declared_s: tuple[int, ...] = ()
 
-    async def provide(self, bucket_s: int | None = None) -> None:
-        """Declare everything, and a retry bucket that was not foreseen; with ``declare`` turned off
-        only look whether it is there.
+    async def provide(self) -> None:
+        """Declare everything; with ``declare`` turned off only look whether it is there.
 
         Raises:
             TopologyMismatch: something exists with other arguments.
             ConfigurationError: something is missing that may not be declared.
             BrokerError: the broker can't be reached, or refuses.
         """
-        if bucket_s is not None and bucket_s not in self._retry_buckets_s:
+        async with self._turn:
+            await self._provide()
+
+    async def provide_again(self, bucket_s: int | None) -> None:
+        """:meth:`provide` what was missing when it was needed, be it a retry bucket of ``bucket_s``
+        seconds that was not foreseen. For all who miss something at once it is done once."""
+        is_foreseen = bucket_s is None or bucket_s in self._retry_buckets_s
+        if bucket_s is not None and not is_foreseen:
             self._retry_buckets_s.append(bucket_s)
+        is_under_way = self._turn.locked() and (bucket_s is None or bucket_s in self._declared_s)
+        begun = self._begun
+        async with self._turn:
+            if is_under_way or self._begun > begun:
+                return
+            if is_foreseen:
+                logger.warning(
+                    "%s misses a queue of its own; declaring it again", self._consumer.name
+                )
+            else:
+                logger.info("%s needs a queue for retries of %d s", self._consumer.name, bucket_s)
+            await self._provide()
+
+    async def _provide(self) -> None:
+        self._begun += 1
+        self._declared_s = tuple(self._retry_buckets_s)
         consumer, settings, topology = self._consumer, self._settings, self._topology()
         connection = await self._publisher.channel.connection()
         if consumer.from_beginning:
@@ -51,11 +76,6 @@ class Provision:
             await declare(connection, topology, settings)
         else:
             await verify(connection, topology, settings)
-
-    async def provide_again(self, bucket_s: int | None) -> None:
-        """:meth:`provide` what was missing when it was needed."""
-        logger.warning("%s misses a queue of its own; declaring it again", self._consumer.name)
-        await self.provide(bucket_s)
 
     async def copy_past(self) -> None:
         """See to it, whenever the queue was made anew, that the past is copied to it."""
