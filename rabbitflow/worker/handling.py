@@ -50,6 +50,7 @@ from rabbitflow.worker.suspects import CRASH_LIMIT, Strike
 if TYPE_CHECKING:
     from rabbitflow.observe.spans import Spans
 
+STUCK_AFTER_S = 1.0
 _IMMEDIATE_PAUSE_S = 0.05
 _UNSETTLED_PAUSE_S = 1.0
 _USUAL_CONTENT_TYPES = (CONTENT_TYPE, None)
@@ -108,7 +109,7 @@ class Handling:
         postpone: Postpone | None = None,
     ) -> None:
         self.metrics = ConsumerMetrics()
-        self.unsettled = 0
+        self._settling: dict[int, float] = {}
         self._consumer = consumer
         self._names = Names(settings.namespace)
         self._max_body_bytes = settings.max_body_bytes
@@ -130,6 +131,12 @@ class Handling:
         # What runs many events belongs to the trace and the log lines of none of them.
         self._of_no_event = contextvars.copy_context()
         self._spans = tracing()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether there is an outcome that was not settled within ``STUCK_AFTER_S`` seconds."""
+        oldest_at = next(iter(self._settling.values()), None)
+        return oldest_at is not None and time.monotonic() - oldest_at > STUCK_AFTER_S
 
     async def close(self) -> None:
         """End what runs in batches."""
@@ -353,7 +360,7 @@ class Handling:
         The slot is held meanwhile: a consumer that can't settle must not take more events.
         """
         is_told = False
-        self.unsettled += 1
+        self._settling[id(delivery)] = time.monotonic()
         try:
             while not delivery.acks.is_closed:
                 try:
@@ -371,7 +378,7 @@ class Handling:
                 else:
                     return
         finally:
-            self.unsettled -= 1
+            del self._settling[id(delivery)]
 
 
 def _is_json(content_type: str | None) -> bool:

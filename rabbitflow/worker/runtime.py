@@ -165,7 +165,7 @@ class ConsumerRuntime:
         return (
             self._registration.stands
             and self._publisher.channel.is_open
-            and not self.handling.unsettled
+            and not self.handling.is_stuck
             and not self._stopping.is_set()
         )
 
