@@ -294,7 +294,7 @@ async def test_a_replay_ends_at_what_was_there_when_it_began(
     settings: Settings, publisher: Publisher, probe: Probe
 ) -> None:
     runs: list[str] = []
-    payment = Consumer("payment", retry=Retry.none())
+    payment = Consumer("payment", retry=Retry.none(), breaker=None)
 
     @payment.on("ORDER_PLACED")
     async def charge(event: Event[Any]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -342,7 +344,7 @@ async def test_without_a_confirmed_copy_an_event_is_not_acked(
         # The first copy was given up with its connection; an ack of its event would have gone out.
         await eventually(lambda: not runtime.beat().connected["publish"])
         assert event.encode() in proxy.asked
-        assert runtime.handling.unsettled == 1
+        await eventually(lambda: runtime.handling.is_stuck)
         assert not runtime.is_ready
         proxy.swallows_answers = False
         proxy.cut()
@@ -361,6 +363,24 @@ async def test_a_retry_queue_that_was_deleted_is_declared_again(
         probe.delete_queue(probe.names.retry("payment", 1))
         await publisher.publish("ORDER_PLACED", {"number": 1})
         await eventually(lambda: len(attempts) == 2)
+
+
+async def test_a_delay_that_was_not_foreseen_gets_its_queue_once_for_all_who_need_it(
+    settings: Settings, publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rabbitflow.worker.provision")
+
+    def ask(event: Event[Any], context: Context) -> None:
+        if context.attempt == 1:
+            raise RetryLater(2.5)
+
+    consumer, attempts = payment(ask, retry=Retry.fixed(attempts=2, wait="1s"))
+    async with running(consumer, settings):
+        await publisher.publish_many(
+            Event(type="ORDER_PLACED", data={"number": number}) for number in range(8)
+        )
+        await eventually(lambda: len(attempts) == 16, within_s=20)
+    assert caplog.messages == ["payment needs a queue for retries of 2 s"]
 
 
 async def test_a_queue_deleted_under_the_consumer_is_declared_again(
@@ -418,7 +438,8 @@ async def test_mixed_delays_are_late_by_less_than_their_own_length(
             asked[event.id] = dice.uniform(0.3, 3.9)
             raise RetryLater(asked[event.id])
 
-    consumer, attempts = payment(ask, retry=Retry.fixed(attempts=2, wait="1s"))
+    # Whose queues are there from the start: to declare one takes its time.
+    consumer, attempts = payment(ask, retry=Retry.schedule("1s", "2s"))
     async with running(consumer, settings):
         await publisher.publish_many(
             Event(type="ORDER_PLACED", data={"number": number}) for number in range(60)
@@ -430,6 +451,35 @@ async def test_mixed_delays_are_late_by_less_than_their_own_length(
             late = at - began[event_id] - asked[event_id]
             # The first bucket also takes what is shorter than it.
             assert -0.002 <= late <= max(asked[event_id], 2.0) + 0.25
+
+
+async def test_a_consumer_that_only_fails_slows_down_and_goes_on_once_something_succeeds(
+    settings: Settings, publisher: Publisher, probe: Probe
+) -> None:
+    is_down = True
+    charged: set[str] = set()
+
+    def charge(event: Event[Any], context: Context) -> None:
+        if is_down:
+            raise ConnectionError("the bank is down")
+        charged.add(event.id)
+
+    consumer, attempts = payment(charge)
+    async with running(consumer, settings) as runtime:
+        await publisher.publish_many(
+            Event(type="ORDER_PLACED", data={"number": number}) for number in range(400)
+        )
+        await eventually(lambda: runtime.beat().is_breaker_open)
+        before = len(attempts)
+        assert 100 <= before <= 100 + consumer.concurrency
+        await eventually(lambda: len(attempts) >= before + 10)
+        probed = [at for _, _, at in attempts[-5:]]
+        assert min(after - at for at, after in pairwise(probed)) >= 0.1
+        assert runtime.is_ready
+        is_down = False
+        await eventually(lambda: len(charged) == 400, within_s=20)
+        assert not runtime.beat().is_breaker_open
+    assert probe.depth(probe.names.dead("payment")) == 0
 
 
 async def test_a_delay_counts_from_the_first_failure_across_restarts(
