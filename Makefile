@@ -52,9 +52,9 @@ units: $(STAMP)  ## Write deploy/systemd anew, as `rabbitflow systemd --template
 	mv build/etc/systemd/system deploy/systemd
 	mv build/etc/sysusers.d build/etc/tmpfiles.d deploy/systemd
 
-bench-isolation: $(STAMP)  ## Measure: does a broken consumer slow its neighbours, here and elsewhere (15 min)
+bench-isolation: $(STAMP)  ## Measure: does a broken consumer slow its neighbours, here and elsewhere (1 h)
 	$(BIN)/python -m pip install --quiet --group bench
-	$(BIN)/python -m benchmarks.isolation --page docs/isolation.md
+	$(BIN)/python -m benchmarks.isolation --rounds 3 --page docs/isolation.md
 
 lock: $(STAMP)  ## Write requirements-dev.lock: the versions that development was done with
 	$(BIN)/python -m pip freeze --exclude-editable > requirements-dev.lock

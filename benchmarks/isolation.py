@@ -1,10 +1,11 @@
 """Does a broken consumer slow its neighbours? One event type, four consumers, rating breaks.
 
     make bench-isolation
-    python -m benchmarks.isolation [--events 5000] [--rate 200] [--json FILE] [PEER…]
+    python -m benchmarks.isolation [--events 5000] [--rate 200] [--rounds 1] [--json FILE] [PEER…]
 
-With --page the table is put into docs/isolation.md. With --json every result is kept as soon as it
-is there, and a run that was ended goes on from it.
+Every round goes through all frameworks and scenarios; of several rounds the median is shown. With
+--page the table is put into docs/isolation.md. With --json every result is kept as soon as it is
+there, and a run that was ended goes on from it.
 
 Every framework runs at its documented defaults. Events are sent at a steady pace, which all of them
 keep up with while rating is healthy. Looked at are the other three consumers: how much of what was
@@ -17,16 +18,18 @@ import asyncio
 import contextlib
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import secrets
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -63,6 +66,7 @@ class Result:
         rate: at which they did, in events per second from the first to the last.
         p50_ms, p99_ms: from sending to handling, of those handled.
         rating: what became of the events sent to rating.
+        round: in which it was measured, from 1.
     """
 
     peer: str
@@ -73,6 +77,7 @@ class Result:
     p50_ms: float
     p99_ms: float
     rating: dict[str, int]
+    round: int = 1
 
 
 def run(peer: str, mode: str, events: int, rate: float) -> Result:
@@ -242,6 +247,22 @@ def _result(peer: str, mode: str, events: int, log: Path, left: dict[str, int]) 
     )
 
 
+def medians(results: list[Result]) -> list[Result]:
+    """Return one result for each framework and scenario: that of the round whose p99 is the median,
+    with the medians of rate and p50."""
+    rounds: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        rounds.setdefault((result.peer, result.mode), []).append(result)
+    return [
+        replace(
+            sorted(of_one, key=lambda result: result.p99_ms)[len(of_one) // 2],
+            rate=statistics.median(result.rate for result in of_one),
+            p50_ms=statistics.median(result.p50_ms for result in of_one),
+        )
+        for of_one in rounds.values()
+    ]
+
+
 async def _send(peer: str, events: int, rate: float) -> None:
     """Send events at a steady pace; fewer than none are warm-up, numbered below zero."""
     module = importlib.import_module(f"benchmarks.peers.{peer}_app")
@@ -304,6 +325,7 @@ def show(results: list[Result], events: int, rate: float) -> None:
 @click.option("--as", "peer")
 @click.option("--events", default=5000)
 @click.option("--rate", default=200.0)
+@click.option("--rounds", default=1)
 @click.option("--mode", "modes", multiple=True, type=click.Choice(MODES))
 @click.option("--page", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path))
@@ -312,6 +334,7 @@ def main(
     peer: str | None,
     events: int,
     rate: float,
+    rounds: int,
     modes: tuple[str, ...],
     page: Path | None,
     output: Path | None,
@@ -325,21 +348,23 @@ def main(
         asyncio.run(_send(peer, int(arguments[1]), float(arguments[2])))
         return
     results = _known(output)
-    done = {(result.peer, result.mode) for result in results}
-    for name in arguments or PEERS:
-        for mode in modes or MODES:
-            if (name, mode) in done:
-                continue
-            console.print(f"{name}, rating {mode} …")
-            results.append(run(name, mode, events, rate))
-            if output is not None:
-                output.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    done = {(result.round, result.peer, result.mode) for result in results}
+    for one in itertools.product(range(1, rounds + 1), arguments or PEERS, modes or MODES):
+        if one in done:
+            continue
+        number, name, mode = one
+        console.print(f"round {number} of {rounds}: {name}, rating {mode} …")
+        results.append(replace(run(name, mode, events, rate), round=number))
+        if output is not None:
+            output.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    results = medians(results)
     show(results, events, rate)
     console.print(conditions())
     if page is not None:
         before, _, rest = page.read_text().partition(TABLE_BEGINS)
         _, _, after = rest.partition(TABLE_ENDS)
-        table = f"\n\n{markdown(results)}\n\n{conditions()}.\n\n"
+        measured = f"Medians of {rounds} rounds. {conditions()}."
+        table = f"\n\n{markdown(results)}\n\n{measured}\n\n"
         page.write_text(before + TABLE_BEGINS + table + TABLE_ENDS + after)
 
 
