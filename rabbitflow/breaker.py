@@ -75,17 +75,18 @@ class Circuit:
         """When the next event is let through, in seconds of the monotonic clock."""
         return self._opened_at + self.interval_s
 
-    def record(self, *, failed: bool, now: float) -> None:
-        """Count an outcome. One of an event that began before the breaker opened changes nothing
-        while it is open."""
-        match self.state(now):
-            case BreakerState.CLOSED:
-                self._count(failed, now)
-            case BreakerState.PROBING if failed:
+    def record(self, *, failed: bool, now: float) -> bool:
+        """Count an outcome, and return whether the breaker is open now. While it is, the outcome of
+        an event that began before changes nothing."""
+        if not self.is_open:
+            self._count(failed, now)
+        elif now >= self.probes_at:
+            if failed:
                 self._opened_at = now
                 self.interval_s = min(2 * self.interval_s, seconds(self._breaker.cap))
-            case BreakerState.PROBING:
+            else:
                 self._close()
+        return self.is_open
 
     def _count(self, failed: bool, now: float) -> None:
         outcomes = self._outcomes

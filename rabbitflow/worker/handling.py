@@ -330,10 +330,15 @@ class Handling:
 
     async def _ended_by_strikes(self, delivery: Delivery) -> bool:
         strike = self._strikes.get(delivery.suspect_id)
-        if strike is None or strike.count < CRASH_LIMIT:
+        if strike is None:
+            return False
+        # The crash that made it a suspect counts once it was proven able to.
+        is_first_its_own = strike.count == CRASH_LIMIT - 1 and delivery.came_back >= CRASH_LIMIT
+        if strike.count < CRASH_LIMIT and not is_first_its_own:
             return False
         error = _Crashed(
             f"it killed the process it ran alone in {strike.count} times, last by {strike.cause}"
+            + (", after one that it was in together with others" if is_first_its_own else "")
         )
         # Its body may be what kills, so nobody parses it.
         await self._dead_letter(delivery, CRASHED, error, delivery.claimed_type(self._names))

@@ -124,7 +124,11 @@ class Intake:
         """Tell the breaker of an outcome; None for one that says nothing of the service's health,
         such as an invalid payload."""
         circuit = self.circuit
-        if circuit is None or (failed is None and not circuit.is_open):
+        if circuit is None:
+            return
+        if not circuit.is_open:
+            if failed is not None and circuit.record(failed=failed, now=self._clock.now()):
+                self._move()
             return
         now = self._clock.now()
         before = circuit.state(now)

@@ -66,6 +66,7 @@ async def test_poison_is_dead_lettered_and_its_neighbours_are_handled(
     assert body == events[13].encode()
     assert headers[REASON] == "crashed"
     assert cause in headers[EXCEPTION_MESSAGE]
+    assert worker.said(f"event {poison} was alone in rating: strike") == 2, "it killed three"
     assert probe.depth(dead) == 0, "an innocent was set aside"
     assert set(worker.ledger.ids("rating")) == {event.id for event in events} - {poison}
     payments = worker.ledger.of("payment")
@@ -83,7 +84,7 @@ async def test_strikes_are_remembered_when_the_supervisor_is_started_again(
     await eventually(lambda: worker.said("strike 1") == 1)
     worker.signal()
     worker.exit_code()
-    strikes = 3 - max(n for n in (1, 2, 3) if worker.said(f"strike {n}"))
+    strikes = 2 - max(n for n in (1, 2) if worker.said(f"strike {n}"))
     deaths = worker.said("rating died")
     worker.start()
     await eventually(lambda: probe.depth(probe.names.dead("rating")) == 1, within_s=20)
