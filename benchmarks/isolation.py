@@ -259,7 +259,8 @@ def medians(results: list[Result]) -> list[Result]:
             rate=statistics.median(result.rate for result in of_one),
             p50_ms=statistics.median(result.p50_ms for result in of_one),
         )
-        for of_one in rounds.values()
+        for of_one in (rounds.get(one, []) for one in itertools.product(PEERS, MODES))
+        if of_one
     ]
 
 
