@@ -19,7 +19,7 @@ from pamqp.commands import Basic
 
 from rabbitflow.broker import Channel, Connection, lost_connections, open_channel, throwaway_channel
 from rabbitflow.confirmed import ConfirmedChannel
-from rabbitflow.declaration import declare
+from rabbitflow.declaration import declare, declare_on
 from rabbitflow.errors import ConfigurationError, Unroutable
 from rabbitflow.inspection import look, queue_exists
 from rabbitflow.publisher import CONTENT_TYPE, PERSISTENT
@@ -124,9 +124,9 @@ class Attendance:
             ConnectionLost: the connection ended.
         """
         topology = workers_topology(consumer, settings)
-        if settings.declare:
-            await declare(connection, topology, settings)
         channel = await open_channel(connection, settings, confirms=False)
+        if settings.declare:
+            await declare_on(channel, topology)
         with lost_connections():
             async with asyncio.timeout(settings.connect_timeout_s):
                 await channel.basic_consume(topology.queues[0].name, _ignored, no_ack=True)
@@ -156,8 +156,8 @@ async def listen(connection: Connection, settings: Settings, on_change: Callable
         ConnectionLost: the connection ended.
         AccessRefused: this user may not have a queue of its own.
     """
-    await declare(connection, control_topology(settings), settings)
     channel = await open_channel(connection, settings, confirms=False)
+    await declare_on(channel, control_topology(settings))
 
     async def heard(message: DeliveredMessage) -> None:
         on_change()

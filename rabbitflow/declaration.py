@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from aiormq.exceptions import (
@@ -23,6 +24,10 @@ from rabbitflow.broker import (
 from rabbitflow.errors import AccessRefused, ConfigurationError, TopologyMismatch
 from rabbitflow.settings import Settings
 from rabbitflow.topology import Binding, Exchange, Queue, Topology
+
+ANSWER_WITHIN_S = 30.0
+"""How long the broker may take over one declaration. A queue of a cluster whose nodes all start at
+once takes seconds; a node that keeps its connections and does nothing more takes for ever."""
 
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']+)'"
@@ -67,19 +72,42 @@ async def declare(connection: Connection, topology: Topology, settings: Settings
     mismatches: list[Mismatch] = []
     left = deque(_steps(topology))
     while left:
-        mismatch = None
         # One channel for all, until the broker closes it because it refuses a declaration.
         async with throwaway_channel(connection, settings) as channel:
-            while left and mismatch is None:
-                mismatch = await _attempt(channel, left.popleft())
+            mismatch = await _first_mismatch(channel, left)
         if mismatch is not None:
             mismatches.append(mismatch)
     if mismatches:
-        raise TopologyMismatch(
-            "; ".join(map(str, mismatches))
-            + "; a queue's arguments can't be changed in place: set the wanted value back, or let"
-            " rabbitflow topology migrate CONSUMER MODULE replace the queue"
-        )
+        raise _as_error(mismatches)
+
+
+async def declare_on(channel: Channel, topology: Topology) -> None:
+    """Declare everything in ``topology`` over a channel that is for more than this; when it raises,
+    the channel is closed.
+
+    Raises:
+        TopologyMismatch: an exchange or queue exists with other arguments; the first that does.
+        AccessRefused, ConnectionLost: as :func:`declare`.
+    """
+    mismatch = await _first_mismatch(channel, deque(_steps(topology)))
+    if mismatch is not None:
+        raise _as_error([mismatch])
+
+
+async def _first_mismatch(channel: Channel, left: deque[_Step]) -> Mismatch | None:
+    """Take steps off ``left`` until one finds something else, which closes the channel."""
+    mismatch = None
+    while left and mismatch is None:
+        mismatch = await _attempt(channel, left.popleft())
+    return mismatch
+
+
+def _as_error(mismatches: Iterable[Mismatch]) -> TopologyMismatch:
+    return TopologyMismatch(
+        "; ".join(map(str, mismatches))
+        + "; a queue's arguments can't be changed in place: set the wanted value back, or let"
+        " rabbitflow topology migrate CONSUMER MODULE replace the queue"
+    )
 
 
 async def compare(
@@ -151,10 +179,11 @@ def _bind(binding: Binding) -> _Step:
 async def _is_there(channel: Channel, stands: Exchange | Queue) -> bool:
     with lost_connections():
         try:
-            if isinstance(stands, Queue):
-                await channel.queue_declare(stands.name, passive=True)
-            else:
-                await channel.exchange_declare(stands.name, passive=True)
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                if isinstance(stands, Queue):
+                    await channel.queue_declare(stands.name, passive=True)
+                else:
+                    await channel.exchange_declare(stands.name, passive=True)
         except ChannelNotFoundEntity:
             return False
     return True
@@ -164,7 +193,8 @@ async def _attempt(channel: Channel, step: _Step) -> Mismatch | None:
     """Return in which argument what is there differs, or None. If it does the channel is closed."""
     with lost_connections():
         try:
-            await step(channel)
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await step(channel)
         except ChannelPreconditionFailed as error:
             return _mismatch(str(error.args[0] if error.args else error))
         except ChannelLockedResource as error:

@@ -36,6 +36,10 @@ CHECK_EVERY_S = 10.0
 # A worker is told of a pause; it looks by itself for one whose command died before it told anybody.
 # Seldom, because the broker logs every look for a mark that is not there as an error.
 LOOK_FOR_PAUSE_EVERY_S = 300.0
+LISTEN_AFTER_CRASH_S = 2.0
+"""When a process that takes the place of one that died has itself told of a pause. The queue for it
+is what the broker does most for at a start, and again at the end of a process: one that dies soon
+after the other would take that time from the neighbours."""
 GIVE_UP_AFTER_S = 60.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
@@ -62,6 +66,7 @@ class Registration:
         reception: takes them.
         stopping: set when it is to stop.
         prepare: whatever else must be there before the first delivery.
+        after_crash: whether the process before this one died.
 
     Attributes:
         subscription: the latest; lost, while another is on its way.
@@ -78,6 +83,8 @@ class Registration:
         reception: Reception,
         stopping: asyncio.Event,
         prepare: Prepare,
+        *,
+        after_crash: bool,
     ) -> None:
         self.subscription: Subscription | None = None
         self._consumer = consumer
@@ -92,6 +99,10 @@ class Registration:
         self._stopping = stopping
         self._prepare = prepare
         self._told = asyncio.Event()
+        self._listens_at = 0.0
+        if after_crash:
+            self._listens_at = asyncio.get_running_loop().time() + LISTEN_AFTER_CRASH_S
+        self._is_listening = False
         self._attendance: Attendance | None = None
         self._look_for_pause_at = 0.0
         self._has_subscribed = False
@@ -168,8 +179,8 @@ class Registration:
             await self._provision.provide()
             # Opened before the first delivery, so that its first failure does not wait for it.
             await self._publisher.channel.open()
-            if self._settings.declare:
-                await listen(subscription.connection, self._settings, self._told.set)
+            self._is_listening = False
+            await self._listen(subscription)
             await self._look_for_pause(subscription)
             await self._take(subscription)
             if self._intake.is_paused:
@@ -199,6 +210,16 @@ class Registration:
             )
         return attendance
 
+    async def _listen(self, subscription: Subscription) -> bool:
+        """Be told of pauses from now on, where it is time and not so yet; return whether it began
+        just now."""
+        is_due = asyncio.get_running_loop().time() >= self._listens_at
+        if self._is_listening or not is_due or not self._settings.declare:
+            return False
+        await listen(subscription.connection, self._settings, self._told.set)
+        self._is_listening = True
+        return True
+
     async def _watch(self, subscription: Subscription) -> None:
         """Return when the subscription is lost, or it is time to stop."""
         intake = self._intake
@@ -208,6 +229,8 @@ class Registration:
             if is_leaving:
                 signals.append(self._crew.idle)
             within_s = self._reception.look_every_s or CHECK_EVERY_S
+            if self._settings.declare and not self._is_listening:
+                within_s = min(within_s, LISTEN_AFTER_CRASH_S)
             await first_of(*signals, subscription.lost, within_s=within_s)
             if self._stopping.is_set() or subscription.lost.done():
                 break
@@ -237,6 +260,10 @@ class Registration:
 
     async def _look(self, subscription: Subscription) -> None:
         """What is done at regular times, while nothing happens."""
+        if await self._listen(subscription):
+            # For what nobody told until now.
+            await self._look_for_pause(subscription)
+            return
         now = asyncio.get_running_loop().time()
         if self._reception.look_every_s is None or now >= self._check_at:
             self._check_at = now + CHECK_EVERY_S
@@ -253,7 +280,7 @@ class Registration:
         is_seen = workers in found and found[workers].consumers
         if self._attendance is not None and not is_seen:
             raise BrokerUnavailable(f"the broker lost sight of the workers of {name}")
-        is_told = self._settings.declare and not self._intake.is_paused
+        is_told = self._is_listening and not self._intake.is_paused
         if not is_told or asyncio.get_running_loop().time() >= self._look_for_pause_at:
             await self._look_for_pause(subscription)
         with contextlib.suppress(BrokerError):

@@ -48,7 +48,8 @@ class ConsumerRuntime:
         settings: where, and with which limits.
         strikes: events that killed a process they ran alone in, by id.
         note: where the id of a delivery that runs alone is noted; None where nobody reads it.
-        after_crash: begin with prefetch 1, until a delivery comes that the broker never took back.
+        after_crash: the process before this one died: begin with prefetch 1, until a delivery comes
+            that the broker never took back.
         clock: of breakers, rate limits and failures; the real time where None.
         on_ended: called when an event ended; None where nobody asks.
         counts_backlog: ask the broker how many messages wait in the consumer's queues.
@@ -117,6 +118,7 @@ class ConsumerRuntime:
             self._reception,
             self._stopping,
             self._prepare,
+            after_crash=after_crash,
         )
         self._backlog: Backlog | None = None
         if counts_backlog:

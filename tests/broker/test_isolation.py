@@ -195,6 +195,22 @@ async def test_a_paused_consumer_keeps_its_events_also_when_started_again(
     assert not await control.resume("payment", worker.settings)
 
 
+async def test_a_pause_that_nobody_heard_because_a_process_had_just_died_takes_effect(
+    worker: Worker, publisher: Publisher
+) -> None:
+    """Who takes the place of one that died is told of pauses only when it has lived a while."""
+    worker.module("payment", PAYMENT)
+    worker.start()
+    await worker.ready("payment")
+    worker.child("payment").kill()
+    await worker.ready("payment", times=2)
+    await control.pause("payment", worker.settings)
+    await eventually(lambda: worker.said("payment is paused by an operator") == 1)
+    event = await publisher.publish("ORDER_PLACED", {"number": 1})
+    assert await control.resume("payment", worker.settings)
+    await eventually(lambda: worker.ledger.ids("payment") == [event.id], within_s=5)
+
+
 async def test_while_its_breaker_is_open_a_consumer_spends_no_attempts(
     worker: Worker, publisher: Publisher, probe: Probe
 ) -> None:

@@ -24,20 +24,10 @@ from rabbitflow import (
     Unroutable,
 )
 from rabbitflow.settings import Settings, load_settings
+from tests.broker.conftest import proxied
 from tests.harness.broker import Probe
 from tests.harness.proxy import Proxy
 from tests.harness.waiting import eventually
-
-
-def proxied(settings: Settings, proxy: Proxy, **changed: object) -> Settings:
-    return settings.model_copy(update={"url": load_settings(url=proxy.url).url, **changed})
-
-
-@pytest.fixture
-async def proxy(amqp_url: str):  # type: ignore[no-untyped-def]
-    broker = urlsplit(amqp_url)
-    async with Proxy(broker.hostname or "localhost", broker.port or 5672) as proxy:
-        yield proxy
 
 
 async def test_another_client_gets_our_events_as_plain_json(
