@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,17 +13,19 @@ from sqlalchemy import event as hooks
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from rabbitflow.errors import ConfigurationError
+from rabbitflow.store.failures import sqlite_code
 
 BUSY_TIMEOUT_S = 30.0
 """How long a writer on SQLite waits for another one's transaction, in seconds."""
 
 SQLITE_PRAGMAS = (
+    f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
     # Readers and the writer don't wait for each other; a commit is on disk when it returns.
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
-    f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
 )
 
 _DRIVERS: dict[str, tuple[Literal["sqlite", "postgresql"], str]] = {
@@ -121,10 +125,34 @@ def shown(url: URL) -> str:
     return url.set(drivername=url.get_backend_name(), password=None, query={}).render_as_string()
 
 
+def set_pragmas(execute: Callable[[str], object]) -> None:
+    """Set up a connection to SQLite, with ``execute`` of it.
+
+    The first one turns a new file into one with a write-ahead log. Whoever opens the file in that
+    moment is told that it is locked at once, whatever the busy time-out, where each would wait for
+    the other (sqlite.org/c3ref/busy_handler.html); so it is tried again, for ``BUSY_TIMEOUT_S``
+    seconds.
+
+    Raises:
+        sqlite3.Error: it can't be opened.
+    """
+    for pragma in SQLITE_PRAGMAS:
+        again = Retrying(
+            retry=retry_if_exception(_is_locked),
+            wait=wait_random(0.005, 0.05),
+            stop=stop_after_delay(BUSY_TIMEOUT_S),
+            reraise=True,
+        )
+        again(execute, pragma)
+
+
+def _is_locked(error: BaseException) -> bool:
+    return sqlite_code(error) == sqlite3.SQLITE_BUSY
+
+
 def _set_pragmas(connection: Any, record: object) -> None:
     cursor = connection.cursor()
-    for pragma in SQLITE_PRAGMAS:
-        cursor.execute(pragma)
+    set_pragmas(cursor.execute)
     cursor.close()
 
 

@@ -34,23 +34,23 @@ def store_failures(shown: object) -> Iterator[None]:
 def store_failure(error: BaseException, shown: object) -> StoreError:
     """Return the error of ours for an error of a database driver."""
     said = " ".join(str(error).split())
-    if isinstance(error, postgres.DiskFull) or _code(error) == sqlite3.SQLITE_FULL:
+    if isinstance(error, postgres.DiskFull) or sqlite_code(error) == sqlite3.SQLITE_FULL:
         return StoreError(
             f"the disk of the store at {shown} is full: nothing was stored; make room and append"
             f" again ({said})"
         )
-    if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreUnavailable(
             f"the store at {shown} is busy: another process holds its write lock"
         )
-    if _code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+    if sqlite_code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
         return StoreUnavailable(f"the store at {shown} can't be opened or read: {said}")
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return StoreUnavailable(f"the store at {shown} can't be reached: {said}")
     return StoreError(f"the store at {shown} refused: {said}")
 
 
-def _code(error: BaseException) -> int | None:
+def sqlite_code(error: BaseException) -> int | None:
     """The primary result code of SQLite; an extended one holds it in its low byte."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF

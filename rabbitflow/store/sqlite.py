@@ -12,7 +12,7 @@ from typing import Any
 
 from rabbitflow.errors import ConcurrencyError, DuplicateEvent, StoreError
 from rabbitflow.store.bell import Bell
-from rabbitflow.store.database import BUSY_TIMEOUT_S, SQLITE_PRAGMAS, Database
+from rabbitflow.store.database import BUSY_TIMEOUT_S, Database, set_pragmas
 from rabbitflow.store.failures import store_failure, store_failures
 from rabbitflow.store.journal import BATCH_APPENDS, Append, Appended, unavailable
 from rabbitflow.store.recorded import NO_HASH, Row, chained
@@ -112,8 +112,9 @@ class SqliteJournal:
             isolation_level=None,
             check_same_thread=False,
         )
-        for pragma in (*SQLITE_PRAGMAS, *(f"PRAGMA {pragma}" for pragma in pragmas)):
-            connection.execute(pragma)
+        set_pragmas(connection.execute)
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
         return connection
 
     def _write(self, loop: asyncio.AbstractEventLoop) -> None:

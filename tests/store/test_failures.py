@@ -132,6 +132,18 @@ async def test_processes_that_start_together_make_the_tables_once(store_url: str
     assert sorted(await asyncio.gather(*(start() for _ in range(6)))) == [1, 2, 3, 4, 5, 6]
 
 
+async def test_a_new_file_that_several_open_at_once_is_opened(tmp_path: Path) -> None:
+    """Turning a new file into one with a write-ahead log locks the others out for a moment."""
+
+    async def start(url: str) -> None:
+        async with EventStore(url) as store:
+            await store.append("a", event())
+
+    for number in range(20):
+        url = f"sqlite:///{tmp_path}/{number}.db"
+        await asyncio.gather(*(start(url) for _ in range(6)))
+
+
 async def test_a_store_that_a_newer_rabbitflow_has_changed_is_left_alone(
     store: EventStore, store_url: str
 ) -> None:
