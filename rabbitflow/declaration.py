@@ -82,11 +82,11 @@ async def declare(connection: Connection, topology: Topology, settings: Settings
 
 
 async def declare_on(channel: Channel, topology: Topology) -> None:
-    """Declare everything in ``topology`` over a channel that is for more than this; when it raises,
-    the channel is closed.
+    """Declare everything in ``topology`` over a channel that is for more than this.
 
     Raises:
-        TopologyMismatch: an exchange or queue exists with other arguments; the first that does.
+        TopologyMismatch: an exchange or queue exists with other arguments; the first that does. The
+            channel is closed.
         AccessRefused, ConnectionLost: as :func:`declare`.
     """
     mismatch = await _first_mismatch(channel, deque(_steps(topology)))

@@ -230,7 +230,9 @@ class Registration:
                 signals.append(self._crew.idle)
             within_s = self._reception.look_every_s or CHECK_EVERY_S
             if self._settings.declare and not self._is_listening:
-                within_s = min(within_s, LISTEN_AFTER_CRASH_S)
+                # A little late rather than early: a timer may be off by a tick of the loop's clock.
+                due_s = self._listens_at + 0.01 - asyncio.get_running_loop().time()
+                within_s = min(within_s, max(0.0, due_s))
             await first_of(*signals, subscription.lost, within_s=within_s)
             if self._stopping.is_set() or subscription.lost.done():
                 break

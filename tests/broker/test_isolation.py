@@ -57,7 +57,7 @@ async def test_poison_is_dead_lettered_and_its_neighbours_are_handled(
     began = time.time()
     await publisher.publish_many(events)
     dead = probe.names.dead("rating")
-    await eventually(lambda: probe.depth(dead) > 0, within_s=30, what=worker.log())
+    await eventually(lambda: probe.depth(dead) > 0, within_s=30, what=worker.log)
     await eventually(lambda: len(set(worker.ledger.ids("rating"))) == 49, within_s=20)
     message = probe.take(dead)
     assert message is not None

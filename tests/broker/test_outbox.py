@@ -184,7 +184,7 @@ async def test_the_lag_is_seen_while_the_broker_is_away(
                 return ""
 
         await eventually(
-            lambda: "rabbitflow_outbox_waiting 1.0" in metrics(), within_s=LONG_S, what=metrics()
+            lambda: "rabbitflow_outbox_waiting 1.0" in metrics(), within_s=LONG_S, what=metrics
         )
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

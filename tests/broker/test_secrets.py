@@ -31,6 +31,7 @@ pytestmark = pytest.mark.only_on("rabbitmq", reason="the embedded broker has no 
 
 PAYMENT = """
 from pydantic import BaseModel
+from rabbitflow import Encrypted
 
 class Order(BaseModel):
     orderId: str

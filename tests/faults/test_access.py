@@ -83,7 +83,7 @@ async def test_a_permission_that_is_revoked_and_given_back_loses_nothing(
             await asyncio.to_thread(node.ctl, "clear_permissions", user[0])
             await asyncio.to_thread(node.ctl, "close_all_user_connections", user[0], "on purpose")
             await eventually(
-                lambda: worker.said("rating is started again"), within_s=20, what=worker.log()
+                lambda: worker.said("rating is started again"), within_s=20, what=worker.log
             )
             await asyncio.to_thread(node.ctl, "set_permissions", user[0], ".*", ".*", ".*")
             recovery_s = await scene.consumes_again(time.time(), is_news=True)

@@ -63,7 +63,7 @@ async def test_a_connection_that_falls_silent_is_given_up_after_its_heartbeats(
         await eventually(
             lambda: behind.worker.said("payment lost its subscription"),
             within_s=30,
-            what=behind.worker.log(),
+            what=behind.worker.log,
         )
         proxy.is_silent = False
         proxy.cut()
@@ -139,7 +139,7 @@ async def test_a_name_that_stops_resolving_is_waited_for(
             hosts.write_text("")
             await asyncio.to_thread(node.ctl, "close_all_connections", "on purpose")
             await eventually(
-                lambda: worker.said("no broker answers at"), within_s=20, what=worker.log()
+                lambda: worker.said("no broker answers at"), within_s=20, what=worker.log
             )
             hosts.write_text(known)
             recovery_s = await scene.consumes_again(time.time(), is_news=True)

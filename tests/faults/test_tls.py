@@ -93,7 +93,7 @@ async def test_worker_and_publish_go_by_tls_with_certificates_on_both_sides(
                 *(publisher.publish("ORDER_PLACED", {"text": "x" * 200_000}) for _ in range(20))
             )
         await eventually(
-            lambda: len(worker.ledger.ids("payment")) == 21, within_s=30, what=worker.log()
+            lambda: len(worker.ledger.ids("payment")) == 21, within_s=30, what=worker.log
         )
         worker.signal()
         assert worker.exit_code() == 0

@@ -206,7 +206,9 @@ class Scene:
             ]
             return None if None in firsts else max(at for at in firsts if at is not None)
 
-        at = await eventually(first_after, within_s=within_s, what=self.worker.log()[-3000:])
+        at = await eventually(
+            first_after, within_s=within_s, what=lambda: self.worker.log()[-3000:]
+        )
         assert at is not None
         return at - since
 

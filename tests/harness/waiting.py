@@ -14,9 +14,13 @@ _POLL_S = 0.02
 
 
 async def eventually(
-    condition: Callable[[], T | Awaitable[T]], *, within_s: float = 10.0, what: str = ""
+    condition: Callable[[], T | Awaitable[T]],
+    *,
+    within_s: float = 10.0,
+    what: str | Callable[[], str] = "",
 ) -> T:
-    """Return the first true value of ``condition``; fail when there is none in time."""
+    """Return the first true value of ``condition``; fail when there is none in time, and say
+    ``what`` was waited for."""
     deadline = time.monotonic() + within_s
     while True:
         value = condition()
@@ -25,7 +29,8 @@ async def eventually(
         if value:
             return value  # type: ignore[return-value]
         if time.monotonic() > deadline:
+            wanted = what() if callable(what) else what
             raise AssertionError(
-                f"not within {within_s:g} s: {what or inspect.getsource(condition)}"
+                f"not within {within_s:g} s: {wanted or inspect.getsource(condition)}"
             )
         await asyncio.sleep(_POLL_S)

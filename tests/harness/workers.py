@@ -93,7 +93,7 @@ class Worker:
             await eventually(
                 lambda line=line: self.said(line) >= times,
                 within_s=READY_WITHIN_S,
-                what=f"{line}\n{self.log()}",
+                what=lambda line=line: f"{line}\n{self.log()}",
             )
 
     @property
