@@ -490,7 +490,7 @@ async def test_a_replay_that_is_ended_in_the_middle_loses_nothing(
     put(probe, dead, range(500))
     queue = probe.names.queue("payment")
     await eventually(lambda: probe.depth(dead) == 500)
-    process = rabbitflow.start("dlq", "replay", "payment", "--yes", "--rate", "100")
+    process = rabbitflow.start("dlq", "replay", "payment", "--yes", "--rate", "300")
     await eventually(lambda: probe.depth(queue) > 50)
     process.send_signal(number)
     process.wait(20)
