@@ -355,7 +355,9 @@ class Supervisor:
             why = child.failure or "a handler hangs, and nothing ends it"
             logger.warning("%s is started again: %s", slot.label, why)
             return
-        logger.error("%s died (%s); starting it again", slot.label, cause)
+        is_last = self._stopping.is_set()
+        then = "what it held goes back to its queue" if is_last else "starting it again"
+        logger.error("%s died (%s); %s", slot.label, cause, then)
         event_id = slot.note.read()
         if event_id is None:
             return

@@ -24,11 +24,20 @@ from tests.harness.workers import Worker
 
 Note = Callable[..., None]
 
-FIRST = ("test_soak.py", "test_worker.py", "test_chaos.py", "test_tls.py")
+FIRST = (
+    "test_soak.py",
+    "test_broker.py",
+    "test_migration.py",
+    "test_tls.py",
+    "test_worker.py",
+    "test_chaos.py",
+    "test_cluster.py",
+    "test_partitions.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the soak, which takes as long as all the others together.
+    """Begin with the longest: the soak takes a quarter of all the time.
 
     Three processes take one file each and the next when they come near its end. The soak is a
     single test, so its process takes the fourth file along: a short one.
