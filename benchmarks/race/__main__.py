@@ -198,6 +198,8 @@ def main(
     """Run the race and write the page."""
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     names = () if page_only else tuple(name for name in only or REGULAR if name in REGULAR)
+    if c_client() is None and not page_only:
+        console.print("[yellow]without the C client; for it: apt-get install gcc librabbitmq-dev")
     if names:
         old = [one for one in kept.get("results", []) if one["scenario"] not in names]
         kept |= {"results": old, **conditions()}

@@ -130,7 +130,8 @@ def _must_show(found: Medians) -> str:
         return found.get((scenario, variant, name), {}).get(key, float("nan"))
 
     def row(what: str, ours: float, theirs: float, goal: str) -> str:
-        return f"| {what} | {ours / theirs:.2f} | {goal} |"
+        ratio = ours / theirs
+        return f"| {what} | {'not measured' if isnan(ratio) else f'{ratio:.2f}'} | {goal} |"
 
     one, piped = "1 process", "pipelined"
     lines = ["## In short", "", "| rabbitflow against | ratio | wanted |", "| --- | ---: | ---: |"]
