@@ -213,6 +213,7 @@ def main(
         for one in (OURS, C_CLIENT):
             if one is not C_CLIENT or c_client() is not None:
                 drained[one.name] = scenarios.drained(one, backlog)
+                results.write_text(json.dumps(kept, indent=1) + "\n")
     if "crowd" in only:
         kept["crowd"] = crowd.measure(scale)
     results.write_text(json.dumps(kept, indent=1) + "\n")

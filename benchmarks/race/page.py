@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
+mpl.rcParams["svg.hashsalt"] = "rabbitflow"  # the same figures draw the same file
 import matplotlib.pyplot as plt
 
 Kept = dict[str, Any]
@@ -49,7 +50,8 @@ def _head(kept: Kept) -> str:
     return f"""# Benchmarks
 
 Written by `make bench`; run it again on your machine. rabbitflow and its peers take turns, every
-figure is the median of {_rounds(kept["results"])} rounds, everything in one run on {kept["date"]}.
+figure is the median of {_rounds(kept["results"])} rounds, in one run on {kept["date"]}. A
+backlog and a crowd of consumers, below, have runs of their own.
 
 - {kept["broker"]} on the same machine, {kept["machine"]}, Python {kept["python"]}.
 - {versions}.
